@@ -1,0 +1,208 @@
+// Package trace is the data that an experiment leaves behind: samples of its
+// flows, the state of its link over time, and a description of the run that is
+// whole enough to do it again. It is data only: it measures nothing, draws
+// nothing and touches no kernel.
+//
+// A result directory holds three files (see Create and Open):
+//
+//	run.json         Run: the experiment with its defaults filled in, where it
+//	                 ran, and the summary
+//	samples.parquet  one Sample a row, in order of time
+//	link.parquet     one LinkSample a row, in order of time
+//
+// Units are base units throughout: seconds, bytes, bit/s for rates. Windows and
+// queues are counted in segments and packets, as the kernel counts them.
+package trace
+
+// Format is the version of the files that this package writes. A reader
+// refuses a newer one: silently ignoring what a newer writer thought
+// important would give wrong pictures.
+const Format = 1
+
+// Source says how a Sample was taken.
+type Source string
+
+const (
+	// Diag samples come from sock_diag(7) (INET_DIAG_INFO) at a fixed interval.
+	Diag Source = "diag"
+	// Ack samples come from the tracepoint tcp:tcp_probe, one for each segment
+	// that reaches the sender in an established connection, before it is
+	// processed: the window is the one that held until then.
+	Ack Source = "ack"
+)
+
+// InfiniteSsthresh is what the kernel keeps in snd_ssthresh before the first
+// congestion event (RFC 5681 §3.1: "arbitrarily high").
+const InfiniteSsthresh = 0x7fffffff
+
+// CAState is the state of Linux's congestion machine (enum tcp_ca_state in
+// include/uapi/linux/tcp.h).
+type CAState uint8
+
+const (
+	CAOpen CAState = iota
+	CADisorder
+	CACWR
+	CARecovery
+	CALoss
+)
+
+// Sample is one observation of the sender of one flow.
+type Sample struct {
+	Time        float64 `parquet:"time"`         // s since the start of the run
+	Flow        int32   `parquet:"flow"`         // FlowResult.ID
+	Source      Source  `parquet:"source,dict"`  // how it was taken
+	Cwnd        uint32  `parquet:"cwnd"`         // segments
+	Ssthresh    uint32  `parquet:"ssthresh"`     // segments; InfiniteSsthresh before the first congestion event
+	SRTT        float64 `parquet:"srtt"`         // s, RFC 6298
+	MinRTT      float64 `parquet:"min_rtt"`      // s; 0 where the source does not tell
+	Inflight    uint32  `parquet:"inflight"`     // segments: packets out - sacked - lost + retransmitted
+	BytesAcked  uint64  `parquet:"bytes_acked"`  // cumulative
+	Delivered   uint32  `parquet:"delivered"`    // segments delivered, cumulative
+	DeliveredCE uint32  `parquet:"delivered_ce"` // of these, delivered with an ECN echo
+	Retrans     uint32  `parquet:"retrans"`      // segments retransmitted, cumulative
+	Lost        uint32  `parquet:"lost"`         // segments now presumed lost
+	PacingRate  float64 `parquet:"pacing_rate"`  // bit/s; 0 when not paced
+	CAState     CAState `parquet:"ca_state"`
+}
+
+// LinkSample is the state of the bottleneck at one moment. The counters run
+// from the start of the run. There is a row at a fixed interval and one for
+// each drop and mark.
+type LinkSample struct {
+	Time       float64 `parquet:"time"`        // s since the start of the run
+	Queue      int32   `parquet:"queue"`       // packets waiting, the one in transmission included
+	QueueBytes int64   `parquet:"queue_bytes"` // bytes of these
+	Enqueued   uint64  `parquet:"enqueued"`    // packets accepted
+	Delivered  uint64  `parquet:"delivered"`   // bytes that have left the bottleneck
+	Drops      uint64  `parquet:"drops"`       // packets dropped because the buffer was full
+	Losses     uint64  `parquet:"losses"`      // packets dropped on purpose (Link.Loss)
+	Marks      uint64  `parquet:"marks"`       // packets marked CE
+}
+
+// Experiment is what is to be done. Everything that influences the result is
+// in it, so that a run can be repeated from its run.json.
+type Experiment struct {
+	Name     string  `json:"name"`
+	Link     Link    `json:"link"`
+	Flows    []Flow  `json:"flows"`
+	Duration float64 `json:"duration"` // s, from the start of the first flow to the end of the run
+	Seed     uint64  `json:"seed"`
+	Interval float64 `json:"interval"` // s between inet_diag samples
+	PerAck   bool    `json:"per_ack"`  // sample on every ACK too
+}
+
+// Link is the path between sender and receiver: one bottleneck in the
+// direction of the data, a pure delay back.
+type Link struct {
+	Kind      string  `json:"kind"`       // "userspace"
+	Rate      float64 `json:"rate"`       // bit/s at the bottleneck, IP headers included
+	RTT       float64 `json:"rtt"`        // s, two-way propagation delay, half each way
+	Buffer    int     `json:"buffer"`     // packets of one MTU
+	BufferBDP float64 `json:"buffer_bdp"` // the same in bandwidth-delay products
+	MTU       int     `json:"mtu"`        // bytes
+	Loss      Loss    `json:"loss"`
+	ECN       int     `json:"ecn,omitempty"` // mark CE when more than this many packets wait; 0: do not mark
+}
+
+// Loss is loss on purpose, before the buffer. At most one of the two is set.
+type Loss struct {
+	Every       int     `json:"every,omitempty"`       // drop exactly each Nth packet
+	Probability float64 `json:"probability,omitempty"` // drop each packet with this probability, seeded
+}
+
+// Flow is one TCP connection that sends as fast as it may.
+type Flow struct {
+	ID       int     `json:"id"`
+	CC       string  `json:"cc"`              // the congestion control's name in the kernel
+	Start    float64 `json:"start"`           // s since the start of the run
+	Duration float64 `json:"duration"`        // s
+	Bytes    int64   `json:"bytes,omitempty"` // stop after that many; 0: no limit
+}
+
+// Run describes one run, done. It is what run.json holds and what
+// "ccload run --json" prints; the field names are that command's contract.
+type Run struct {
+	Format      int          `json:"format"`
+	Dir         string       `json:"dir"`
+	Kernel      string       `json:"kernel"` // uname -r of the kernel that ran it
+	Seed        uint64       `json:"seed"`
+	VirtualTime bool         `json:"virtual_time"`
+	Started     string       `json:"started"`              // RFC 3339
+	Incomplete  bool         `json:"incomplete,omitempty"` // ended early: what there is was kept
+	Link        LinkResult   `json:"link"`
+	Flows       []FlowResult `json:"flows"`
+	Bottleneck  Bottleneck   `json:"bottleneck"`
+	Jain        float64      `json:"jain"` // Jain's fairness index of the flows' throughputs, 1/n to 1
+	Checks      []Check      `json:"checks"`
+	Warnings    []string     `json:"warnings"`
+
+	Experiment Experiment        `json:"experiment"`
+	Sampling   Sampling          `json:"sampling"`
+	Sysctls    map[string]string `json:"sysctls"`           // as they were in the sender's namespace
+	Offloads   map[string]bool   `json:"offloads"`          // of the link's devices
+	Objects    map[string]string `json:"objects,omitempty"` // congestion control → tag of its BPF programs, where it is BPF
+	Versions   map[string]string `json:"versions"`          // of ccload and of what it was built with
+}
+
+// LinkResult is the link as configured and as measured before the flows began.
+type LinkResult struct {
+	Link
+	Measured Measured `json:"measured"`
+	Lateness Lateness `json:"lateness"`
+}
+
+// Measured is what a probe of the empty link found.
+type Measured struct {
+	Rate float64 `json:"rate"` // bit/s
+	RTT  float64 `json:"rtt"`  // s, median
+}
+
+// Lateness is how long after its exact time a packet was handed on, in
+// seconds: the error that the machine adds to the delay.
+type Lateness struct {
+	P50 float64 `json:"p50"`
+	P99 float64 `json:"p99"`
+	Max float64 `json:"max"`
+}
+
+// FlowResult is the summary of one flow.
+type FlowResult struct {
+	ID           int     `json:"id"`
+	CC           string  `json:"cc"`
+	Start        float64 `json:"start"`      // s
+	Duration     float64 `json:"duration"`   // s
+	Bytes        uint64  `json:"bytes"`      // acknowledged payload
+	Throughput   float64 `json:"throughput"` // bit/s of payload over Duration (goodput)
+	CwndMean     float64 `json:"cwnd_mean"`  // segments, weighted by time
+	CwndMax      float64 `json:"cwnd_max"`   // segments
+	SRTTp50      float64 `json:"srtt_p50"`   // s
+	SRTTp95      float64 `json:"srtt_p95"`   // s
+	Retransmits  uint64  `json:"retransmits"`
+	LossEpisodes int     `json:"loss_episodes"` // times the sender entered Recovery or Loss
+}
+
+// Bottleneck is what the link's queue did.
+type Bottleneck struct {
+	Drops       uint64  `json:"drops"`  // buffer full
+	Losses      uint64  `json:"losses"` // on purpose
+	Marks       uint64  `json:"marks"`
+	QueueMean   float64 `json:"queue_mean"`  // packets, weighted by time
+	QueueMax    int     `json:"queue_max"`   // packets
+	Utilisation float64 `json:"utilisation"` // share of the rate that was used, 0 to 1
+}
+
+// Check is one claim about a run and whether it held.
+type Check struct {
+	Name string `json:"name"`
+	Want string `json:"want"`
+	Got  string `json:"got"`
+	OK   bool   `json:"ok"`
+}
+
+// Sampling says what the sampling saw and what it missed.
+type Sampling struct {
+	Diag uint64 `json:"diag"` // samples taken by inet_diag
+	Ack  uint64 `json:"ack"`  // samples taken on ACKs
+	Lost uint64 `json:"lost"` // events that did not fit the ring buffer
+}
