@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+#   make demo      the main job, end to end, in about a minute (as root)
+#   make test      all the tests (as root; without, the privileged ones are skipped)
+#   make           build/ccload, one static binary
+#   make generate  compile the BPF objects again; nothing else needs a compiler for BPF
+#   make bench     the benchmarks of docs/performance.md (as root)
+
+CLANG := clang-19
+
+BPF_SOURCES := $(wildcard bpf/*.bpf.c harness/*/*.bpf.c structops/testdata/*.bpf.c)
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+.PHONY: all build generate check-generated demo test bench fuzz clean
+all: build
+
+build:
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o build/ccload ./cmd/ccload
+
+# need PROGRAM,PACKAGE: installs a Debian package if the program is not there, and says so.
+need = command -v $(1) >/dev/null || { echo "installing $(2), for $(1)" >&2 && \
+	apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $(2) >/dev/null; }
+
+# Paths and dates of this machine stay out of the objects: the same sources give the same bytes.
+generate:
+	@$(call need,$(CLANG),$(CLANG))
+	@$(call need,$(CLANG:clang%=llvm-strip%),$(CLANG:clang%=llvm%))
+	@for c in $(BPF_SOURCES); do \
+		echo "$$c" && o=$${c%.c}.o && \
+		$(CLANG) -target bpf -mcpu=v3 -g -O2 -Wall -Wextra -Wno-unused-parameter -Werror \
+			-fdebug-compilation-dir=. -I bpf -c $$c -o $$o && \
+		$(CLANG:clang%=llvm-strip%) -g $$o || exit 1; done
+
+check-generated: generate
+	@git diff --exit-code --stat -- '*.bpf.o' && test -z "$$(git status --porcelain -- '*.bpf.o')" || \
+		{ echo "the committed BPF objects are not what their sources give: run make generate" >&2; exit 1; }
+
+demo: build
+	@sh docs/demo.sh build/ccload
+
+test:
+	go vet ./...
+	go test -p 1 -count=1 -timeout 20m ./...
+
+clean:
+	rm -rf build results
