@@ -56,11 +56,11 @@ static __noinline void new_window(const struct tcp_sock *tp, struct bpf_dctcp *c
 __noinline __u32 dctcp_alpha(__u32 alpha, __u32 delivered, __u32 delivered_ce)
 {
 	__u32 decay = (__u64)alpha * g >> SCALE_BITS;
+	__u64 next = alpha - (decay ? decay : alpha);
 
-	alpha -= decay ? decay : alpha;
 	if (delivered_ce)
-		alpha += (__u64)delivered_ce * g / max(delivered, 1);
-	return min(alpha, DCTCP_MAX_ALPHA);
+		next += (__u64)delivered_ce * g / max(delivered, 1);
+	return next < DCTCP_MAX_ALPHA ? next : DCTCP_MAX_ALPHA;
 }
 
 /* A loss counts in full: half the window (section 3.4). */
