@@ -53,7 +53,9 @@ extern unsigned long CONFIG_HZ __kconfig;
 	static __always_inline ret name##_body params
 
 /* The section of an ops table: registered through a BPF link where there are links. */
+#ifndef CONGESTION_OPS
 #define CONGESTION_OPS SEC(".struct_ops.link")
+#endif
 
 #define TCP_CONG_NON_RESTRICTED 1 /* any user may choose it */
 #define TCP_CONG_NEEDS_ECN 2      /* negotiate ECN, send ECT */
