@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package link
+
+import (
+	"io"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ccload/harness/trace"
+	"ccload/internal/kerneltest"
+	"ccload/internal/netns"
+)
+
+// bulk sends over the link with the kernel's cubic for a while, after the slow
+// start, and returns what the bottleneck let through, in bit/s, and the end.
+func bulk(b *testing.B, cfg trace.Link, d time.Duration) (float64, *End) {
+	var ns [2]*netns.NS
+	for i := range ns {
+		var err error
+		if ns[i], err = netns.New(); err != nil {
+			b.Fatal(err)
+		}
+		defer ns[i].Close()
+		for _, mem := range []string{"tcp_rmem", "tcp_wmem"} { // the sockets must not be what limits
+			if err := ns[i].Do(func() error {
+				return os.WriteFile("/proc/sys/net/ipv4/"+mem, []byte("4096 16777216 16777216"), 0)
+			}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	l, err := New(ns[0], ns[1], "bench", cfg)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer l.Close()
+	var ln net.Listener
+	var c net.Conn
+	if err := ns[1].Do(func() (err error) { ln, err = net.Listen("tcp4", ReceiverAddr.String()+":5001"); return err }); err != nil {
+		b.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		if c, err := ln.Accept(); err == nil {
+			io.Copy(io.Discard, struct{ io.Reader }{c})
+			c.Close()
+		}
+	}()
+	err = ns[0].Do(func() (err error) {
+		c, err = net.Dial("tcp4", ln.Addr().String())
+		return err
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	raw, _ := c.(*net.TCPConn).SyscallConn()
+	raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, "cubic")
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	const warmUp = time.Second
+	go func() {
+		buf := make([]byte, 1<<18)
+		for {
+			if _, err := c.Write(buf); err != nil {
+				return
+			}
+		}
+	}()
+	time.Sleep(warmUp)
+	start := l.Now()
+	if err := l.Begin(start, 1, time.Second, nil); err != nil {
+		b.Fatal(err)
+	}
+	time.Sleep(d)
+	at := l.Now()
+	c.(*net.TCPConn).SetLinger(0)
+	c.Close()
+	end, err := l.Finish(at)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return float64(end.Delivered) * 8 / (float64(at-start) / 1e9), end
+}
+
+// A configured 1 Gbit/s in packets of 1500 bytes: how much of it is delivered.
+func BenchmarkGigabit(b *testing.B) {
+	kerneltest.Privileged(b)
+	cfg := trace.Link{Rate: 1e9, RTT: 0.010, Buffer: 833, MTU: 1500}
+	var share, p50 float64
+	for range b.N {
+		rate, end := bulk(b, cfg, 3*time.Second)
+		share += rate / cfg.Rate
+		p50 += end.Lateness.P50
+		if end.Unseen > 0 {
+			b.Errorf("%d packets were lost before the emulator", end.Unseen)
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(share/float64(b.N), "delivered/configured")
+	b.ReportMetric(p50/float64(b.N)*1e6, "late-p50-us")
+}
+
+// How late packets are at 100 Mbit/s.
+func BenchmarkDelay(b *testing.B) {
+	kerneltest.Privileged(b)
+	var p50, p99 float64
+	for range b.N {
+		_, end := bulk(b, trace.Link{Rate: 1e8, RTT: 0.020, Buffer: 166, MTU: 1500}, 3*time.Second)
+		p50 += end.Lateness.P50
+		p99 += end.Lateness.P99
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(p50/float64(b.N)*1e6, "late-p50-us")
+	b.ReportMetric(p99/float64(b.N)*1e6, "late-p99-us")
+}

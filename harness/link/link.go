@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package link
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ccload/harness/trace"
+	"ccload/internal/netns"
+)
+
+// The addresses of the two ends, of the range for tests of networks (RFC 2544).
+var (
+	SenderAddr   = netip.MustParseAddr("198.18.0.1")
+	ReceiverAddr = netip.MustParseAddr("198.18.0.2")
+)
+
+// Link is the emulated path between two network namespaces: a TUN device in each
+// and two threads for each direction between them.
+type Link struct {
+	cfg            trace.Link
+	sender, recver *tun
+	clock          clock
+	stop           int // eventfd: readable once the link is to end
+	stopped        atomic.Bool
+	threads        sync.WaitGroup
+
+	forward, back *line
+	next          atomic.Pointer[run] // to be begun with the next packet
+	current       *run                // of the reading thread, until it has ended
+
+	procs int // GOMAXPROCS before
+	once  sync.Once
+	err   error
+}
+
+// run is what is recorded between Begin and Close.
+type run struct {
+	queue *Queue
+	start int64 // ns
+	every int64 // ns between rows
+	due   int64 // ns: the next row
+	chunk []trace.LinkSample
+	rows  chan<- []trace.LinkSample
+}
+
+// clock reads CLOCK_MONOTONIC, as the kernel's timers and bpf_ktime_get_ns do.
+type clock struct {
+	base  int64
+	start time.Time
+}
+
+func newClock() (clock, error) {
+	var ts unix.Timespec
+	c := clock{start: time.Now()}
+	err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
+	c.base = ts.Nano()
+	return c, err
+}
+
+func (c clock) now() int64 { return c.base + int64(time.Since(c.start)) }
+
+// maxMemory bounds what the packets of a link may take, in bytes.
+const maxMemory = 4 << 30
+
+// New sets up the path between two fresh namespaces. id makes the names of its
+// devices unique. Until Begin it neither loses packets on purpose nor marks them.
+func New(sender, receiver *netns.NS, id string, cfg trace.Link) (_ *Link, err error) {
+	l := &Link{cfg: cfg, stop: -1}
+	if l.clock, err = newClock(); err != nil {
+		return nil, fmt.Errorf("link: clock: %w", err)
+	}
+	plain := cfg
+	plain.Loss, plain.ECN = trace.Loss{}, 0
+	q, err := NewQueue(plain, 0, l.clock.now())
+	if err != nil {
+		return nil, err
+	}
+	// Twice what is under way when every packet is as large as it may be, and room for small ones.
+	delay := int64(cfg.RTT * 1e9 / 2)
+	underway := 2*int(cfg.Rate*cfg.RTT/2/8/float64(cfg.MTU)) + 4096
+	slot := headroom + cfg.MTU
+	if need := float64(2*underway+cfg.Buffer) * float64(slot); need > maxMemory {
+		return nil, fmt.Errorf("link: %g bit/s, %g s and a buffer of %d packets need %.0f MiB of memory: more than %d MiB",
+			cfg.Rate, cfg.RTT, cfg.Buffer, need/(1<<20), maxMemory>>20)
+	}
+	defer func() {
+		if err != nil {
+			l.Close()
+		}
+	}()
+	if l.stop, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return nil, fmt.Errorf("link: eventfd: %w", err)
+	}
+	if l.sender, err = openTUN(sender, "cc"+id+"s", netip.PrefixFrom(SenderAddr, 30), cfg.MTU); err != nil {
+		return nil, err
+	}
+	if l.recver, err = openTUN(receiver, "cc"+id+"r", netip.PrefixFrom(ReceiverAddr, 30), cfg.MTU); err != nil {
+		return nil, err
+	}
+	// The link's threads must find a P free whenever they come back from the
+	// kernel, while those that an ordinary thread holds may have to wait for a CPU.
+	l.procs = runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), 4*4))
+	if l.forward, err = newLine(underway+cfg.Buffer, slot); err != nil {
+		return nil, err
+	}
+	if l.back, err = newLine(underway, slot); err != nil {
+		return nil, err
+	}
+	l.current = &run{queue: q}
+	l.thread(func() { l.read(l.sender.fd, l.forward, delay, l.arrive) })
+	l.thread(func() { l.read(l.recver.fd, l.back, delay, nil) })
+	l.thread(func() { l.write(l.recver.fd, l.forward) })
+	l.thread(func() { l.write(l.sender.fd, l.back) })
+	return l, nil
+}
+
+// Now is the link's clock: CLOCK_MONOTONIC in ns.
+func (l *Link) Now() int64 { return l.clock.now() }
+
+// Begin starts the counters, loss and marking afresh at the time start and sends
+// the state of the queue to rows from then on: at the given interval and at each
+// drop and mark. Close closes the channel. The queue should be empty.
+func (l *Link) Begin(start int64, seed uint64, every time.Duration, rows chan<- []trace.LinkSample) error {
+	q, err := NewQueue(l.cfg, seed, start)
+	if err != nil {
+		return err
+	}
+	l.next.Store(&run{queue: q, start: start, every: int64(every), due: start, rows: rows})
+	l.forward.lateness.reset()
+	l.back.lateness.reset()
+	return nil
+}
+
+// End is what a link tells when it has ended.
+type End struct {
+	Counters
+	Lateness trace.Lateness
+	Unseen   uint64 // packets that never reached the emulator: the machine was too slow
+}
+
+// Finish ends the recording at a time, which must not lie ahead, stops the link
+// and tells what it counted.
+func (l *Link) Finish(at int64) (*End, error) {
+	unseen, err := l.unseen()
+	if err := errors.Join(err, l.Close()); err != nil {
+		return nil, fmt.Errorf("link: %w", err)
+	}
+	l.begin()
+	r := l.current
+	r.record(at)
+	r.queue.Advance(max(at, r.queue.since))
+	if r.rows != nil {
+		r.flush()
+		close(r.rows)
+	}
+	return &End{r.queue.Counters, summary(&l.forward.lateness, &l.back.lateness), unseen}, nil
+}
+
+// unseen counts the packets that were lost between the kernel and the emulator.
+func (l *Link) unseen() (uint64, error) {
+	n := l.forward.overrun.Load() + l.back.overrun.Load()
+	for _, t := range []*tun{l.sender, l.recver} {
+		d, err := t.dropped()
+		if err != nil {
+			return 0, err
+		}
+		n += d
+	}
+	return n, nil
+}
+
+// Offloads tells which offloads the link's devices have on.
+func (l *Link) Offloads() (map[string]bool, error) { return l.sender.offloads() }
+
+// Close takes the link down. It may be called again.
+func (l *Link) Close() error {
+	l.once.Do(func() {
+		l.stopped.Store(true)
+		if l.stop >= 0 {
+			unix.Write(l.stop, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+		}
+		for _, line := range []*line{l.forward, l.back} {
+			if line != nil {
+				line.ring()
+			}
+		}
+		l.threads.Wait()
+		if l.procs > 0 {
+			runtime.GOMAXPROCS(l.procs)
+		}
+		for _, t := range []*tun{l.sender, l.recver} {
+			if t != nil {
+				l.err = errors.Join(l.err, t.close())
+			}
+		}
+		for _, line := range []*line{l.forward, l.back} {
+			if line != nil {
+				unix.Close(line.bell)
+			}
+		}
+		if l.stop >= 0 {
+			unix.Close(l.stop)
+		}
+	})
+	return l.err
+}
+
+// thread runs fn on a thread of its own, whose timers are not put off to be
+// merged with others'. The thread ends with fn, for it has been changed.
+//
+// It has no real-time priority: much of TCP's work for both ends is done in the
+// system calls of these threads, so the kernel's bound on real-time work
+// (sched(7)) would stop them for tens of milliseconds.
+func (l *Link) thread(fn func()) {
+	l.threads.Go(func() {
+		runtime.LockOSThread()
+		unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
+		fn()
+	})
+}
+
+// read takes packets from a device as they come. admit says when a packet leaves
+// the bottleneck, or that it does not; nil means at once.
+func (l *Link) read(fd int, to *line, delay int64, admit func(now int64, packet []byte) (int64, bool)) {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(l.stop), Events: unix.POLLIN}}
+	for {
+		p := to.free()
+		n, err := unix.Read(fd, p)
+		switch err {
+		case nil:
+		case unix.EAGAIN:
+			unix.Poll(fds, -1)
+			if l.stopped.Load() {
+				return
+			}
+			continue
+		case unix.EINTR:
+			continue
+		default: // the device is gone
+			return
+		}
+		if n <= headroom {
+			continue
+		}
+		now := l.clock.now()
+		leaves, ok := now, true
+		if admit != nil {
+			leaves, ok = admit(now, p[headroom:n])
+		}
+		if ok {
+			to.put(n, leaves+delay)
+		}
+	}
+}
+
+// write gives packets to a device when they are due.
+func (l *Link) write(fd int, from *line) {
+	for {
+		p, due, ok := from.head(&l.stopped)
+		if !ok {
+			return
+		}
+		now := l.clock.now()
+		for now < due {
+			if l.stopped.Load() {
+				return
+			}
+			// In steps, so that a link with a long delay ends soon as well.
+			ts := unix.NsecToTimespec(min(due, now+int64(50*time.Millisecond)))
+			unix.ClockNanosleep(unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, &ts, nil)
+			now = l.clock.now()
+		}
+		from.lateness.note(now - due)
+		// The kernel takes a packet or drops it as a device would.
+		unix.Write(fd, p)
+		from.pop()
+	}
+}
+
+// begin goes over to the run that Begin has set up.
+func (l *Link) begin() {
+	if r := l.next.Swap(nil); r != nil {
+		l.current = r
+	}
+}
+
+// arrive puts a packet through the bottleneck and records what there is to.
+func (l *Link) arrive(now int64, packet []byte) (leaves int64, ok bool) {
+	l.begin()
+	r := l.current
+	now = max(now, r.queue.since)
+	r.record(now)
+	leaves, fate := r.queue.Arrive(now, packet)
+	if fate != Passed {
+		r.row(now)
+	}
+	return leaves, fate == Passed || fate == Marked
+}
+
+// record adds the rows that are due by now. The queue tells its state at each
+// exactly, even if nothing has arrived since.
+func (r *run) record(now int64) {
+	if r.rows == nil {
+		return
+	}
+	for ; r.due <= now; r.due += r.every {
+		r.queue.Advance(max(r.due, r.queue.since))
+		r.row(r.due)
+	}
+}
+
+const chunkRows = 4096
+
+func (r *run) row(at int64) {
+	if r.rows == nil {
+		return
+	}
+	if r.chunk == nil {
+		r.chunk = make([]trace.LinkSample, 0, chunkRows)
+	}
+	q := r.queue
+	r.chunk = append(r.chunk, trace.LinkSample{
+		Time: float64(at-r.start) / 1e9, Queue: int32(q.Len()), QueueBytes: q.Bytes(),
+		Enqueued: q.Enqueued, Delivered: q.Delivered, Drops: q.Drops, Losses: q.Losses, Marks: q.Marks,
+	})
+	if len(r.chunk) == chunkRows {
+		r.flush()
+	}
+}
+
+func (r *run) flush() {
+	if len(r.chunk) > 0 {
+		r.rows <- r.chunk
+		r.chunk = nil
+	}
+}

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package trace
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/parquet-go/parquet-go"
+	"github.com/parquet-go/parquet-go/compress/zstd"
+)
+
+// The files of a result directory.
+const (
+	runFile     = "run.json"
+	samplesFile = "samples.parquet"
+	linkFile    = "link.parquet"
+)
+
+// Writer writes a result directory. Sample and Link may be called from
+// different goroutines.
+type Writer struct {
+	dir     string
+	samples *rows[Sample]
+	links   *rows[LinkSample]
+	closed  bool
+}
+
+// Create makes a result directory, and those above it. One that holds a result
+// already is refused.
+func Create(dir string) (*Writer, error) {
+	fail := func(err error) (*Writer, error) { return nil, fmt.Errorf("results %q: %w", dir, err) }
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fail(err)
+	}
+	for _, name := range []string{runFile, samplesFile, linkFile} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); !errors.Is(err, fs.ErrNotExist) {
+			return fail(fmt.Errorf("it holds a result already: %w", fs.ErrExist))
+		}
+	}
+	w := &Writer{dir: dir}
+	var err error
+	if w.samples, err = newRows(filepath.Join(dir, samplesFile), func(s *Sample) float64 { return s.Time }); err != nil {
+		return fail(err)
+	}
+	if w.links, err = newRows(filepath.Join(dir, linkFile), func(s *LinkSample) float64 { return s.Time }); err != nil {
+		return fail(errors.Join(err, w.samples.close()))
+	}
+	return w, nil
+}
+
+// Sample adds a sample. Samples may come out of order by up to some tens of
+// thousands of rows; the file has them in order of time.
+func (w *Writer) Sample(s Sample) error { return w.samples.add(s) }
+
+// Link adds a state of the link.
+func (w *Writer) Link(s LinkSample) error { return w.links.add(s) }
+
+// Finish writes what is left and then run.json, which makes the result whole.
+func (w *Writer) Finish(r *Run) error {
+	if err := w.Close(); err != nil {
+		return err
+	}
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return fmt.Errorf("results %q: %w", w.dir, err)
+	}
+	tmp := filepath.Join(w.dir, "."+runFile)
+	if err := os.WriteFile(tmp, append(b, '\n'), 0o644); err != nil {
+		return fmt.Errorf("results: %w", err)
+	}
+	return os.Rename(tmp, filepath.Join(w.dir, runFile))
+}
+
+// Close writes what is left. Without Finish the directory has no run.json, and
+// Open says that the run did not end. It may be called again.
+func (w *Writer) Close() error {
+	if w.closed {
+		return nil
+	}
+	w.closed = true
+	if err := errors.Join(w.samples.close(), w.links.close()); err != nil {
+		return fmt.Errorf("results %q: %w", w.dir, err)
+	}
+	return nil
+}
+
+// rows writes one Parquet file, in order of time.
+type rows[T any] struct {
+	mu   sync.Mutex
+	file *os.File
+	w    *parquet.GenericWriter[T]
+	buf  []T
+	time func(*T) float64
+}
+
+const rowsBuffered = 1 << 16
+
+func newRows[T any](path string, time func(*T) float64) (*rows[T], error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	return &rows[T]{
+		file: f, time: time, buf: make([]T, 0, rowsBuffered),
+		w: parquet.NewGenericWriter[T](f, parquet.Compression(&zstd.Codec{}), parquet.CreatedBy("ccload", "", "")),
+	}, nil
+}
+
+func (r *rows[T]) add(row T) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.buf = append(r.buf, row)
+	if len(r.buf) < rowsBuffered {
+		return nil
+	}
+	return r.flush(rowsBuffered / 2)
+}
+
+// flush writes the n earliest rows.
+func (r *rows[T]) flush(n int) error {
+	slices.SortStableFunc(r.buf, func(a, b T) int {
+		switch ta, tb := r.time(&a), r.time(&b); {
+		case ta < tb:
+			return -1
+		case ta > tb:
+			return 1
+		}
+		return 0
+	})
+	if _, err := r.w.Write(r.buf[:n]); err != nil {
+		return err
+	}
+	r.buf = append(r.buf[:0], r.buf[n:]...)
+	return nil
+}
+
+func (r *rows[T]) close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return errors.Join(r.flush(len(r.buf)), r.w.Close(), r.file.Close())
+}
+
+// Result is a result directory, read.
+type Result struct {
+	Run     *Run
+	Samples []Sample     // in order of time
+	Links   []LinkSample // in order of time
+}
+
+// Open reads a result directory. One that a newer ccload wrote is refused, as is
+// one whose run did not end.
+func Open(dir string) (*Result, error) {
+	r, err := open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("results %q: %w", dir, err)
+	}
+	return r, nil
+}
+
+func open(dir string) (*Result, error) {
+	b, err := os.ReadFile(filepath.Join(dir, runFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, serr := os.Stat(filepath.Join(dir, samplesFile)); serr == nil {
+			return nil, errors.New("the run did not end: there is no " + runFile)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	r := &Result{}
+	if r.Run, err = parseRun(b); err != nil {
+		return nil, fmt.Errorf("%s: %w", runFile, err)
+	}
+	if r.Samples, err = readRows[Sample](filepath.Join(dir, samplesFile)); err != nil {
+		return nil, err
+	}
+	if r.Links, err = readRows[LinkSample](filepath.Join(dir, linkFile)); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+func parseRun(b []byte) (*Run, error) {
+	// The format first: nothing else of a newer file can be relied upon.
+	var head struct {
+		Format int `json:"format"`
+	}
+	if err := json.Unmarshal(b, &head); err != nil {
+		return nil, err
+	}
+	if head.Format > Format {
+		return nil, fmt.Errorf("format %d is newer than this ccload's %d", head.Format, Format)
+	}
+	if head.Format < 1 {
+		return nil, errors.New("it has no format: not a result of ccload")
+	}
+	r := &Run{}
+	return r, json.Unmarshal(b, r)
+}
+
+func readRows[T any](path string) (rows []T, err error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	// The library panics on some files that are damaged.
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%s: damaged: %v", filepath.Base(path), p)
+		}
+	}()
+	rows, err = parquet.Read[T](bytes.NewReader(b), int64(len(b)))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Base(path), err)
+	}
+	return rows, nil
+}

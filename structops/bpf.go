@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package structops
+
+import (
+	"errors"
+	"runtime"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The commands of bpf(2) that the library has not, or has only in a costlier
+// form. Their arguments are beginnings of union bpf_attr (linux/bpf.h), which
+// the kernel fills up with zeros. Pointers are 64 bits wide there, as on every
+// machine that has struct_ops.
+
+const (
+	structOpsMap    = 26 // BPF_MAP_TYPE_STRUCT_OPS
+	structOpsLink   = 9  // BPF_LINK_TYPE_STRUCT_OPS
+	structOpsAttach = 44 // BPF_STRUCT_OPS
+)
+
+func bpf[T any](cmd uintptr, attr *T) (int, error) {
+	for {
+		n, _, errno := unix.Syscall(unix.SYS_BPF, cmd, uintptr(unsafe.Pointer(attr)), unsafe.Sizeof(*attr))
+		runtime.KeepAlive(attr)
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+		default:
+			return -1, errno
+		}
+	}
+}
+
+// createMap makes a struct_ops map; valueType is the id of its value's type in
+// the kernel's BTF. The kernel wants to see some BTF of ours too, and does not
+// look into it.
+func createMap(name string, btf int, valueType, valueSize, flags uint32) (int, error) {
+	attr := struct {
+		typ, keySize, valueSize, entries, flags, inner, numa uint32
+		name                                                 [16]byte
+		ifindex, btf, keyType, localType, valueType          uint32
+	}{typ: structOpsMap, keySize: 4, valueSize: valueSize, entries: 1, flags: flags, btf: uint32(btf), valueType: valueType}
+	copy(attr.name[:15], name)
+	return bpf(unix.BPF_MAP_CREATE, &attr)
+}
+
+// element is the one element of a struct_ops map or of a data section.
+func element(cmd uintptr, fd int, value []byte) error {
+	var key uint32
+	attr := struct {
+		fd, _      uint32
+		key, value unsafe.Pointer
+		flags      uint64
+	}{fd: uint32(fd), key: unsafe.Pointer(&key)}
+	if len(value) > 0 {
+		attr.value = unsafe.Pointer(&value[0])
+	}
+	_, err := bpf(cmd, &attr)
+	return err
+}
+
+func pin(fd int, path string) error {
+	p, err := unix.BytePtrFromString(path)
+	if err != nil {
+		return err
+	}
+	_, err = bpf(unix.BPF_OBJ_PIN, &struct {
+		path      unsafe.Pointer
+		fd, flags uint32
+	}{unsafe.Pointer(p), uint32(fd), 0})
+	return err
+}
+
+func openPin(path string) (int, error) {
+	p, err := unix.BytePtrFromString(path)
+	if err != nil {
+		return -1, err
+	}
+	return bpf(unix.BPF_OBJ_GET, &struct {
+		path      unsafe.Pointer
+		fd, flags uint32
+	}{path: unsafe.Pointer(p)})
+}
+
+func createLink(mapFD int) (int, error) {
+	return bpf(unix.BPF_LINK_CREATE, &struct{ mapFD, target, attachType, flags uint32 }{
+		uint32(mapFD), 0, structOpsAttach, 0})
+}
+
+func updateLink(fd, newMap, oldMap int) error {
+	_, err := bpf(unix.BPF_LINK_UPDATE, &struct{ fd, newMap, flags, oldMap uint32 }{
+		uint32(fd), uint32(newMap), unix.BPF_F_REPLACE, uint32(oldMap)})
+	return err
+}
+
+func detachLink(fd int) error {
+	_, err := bpf(unix.BPF_LINK_DETACH, &struct{ fd uint32 }{uint32(fd)})
+	return err
+}
+
+func openID(cmd uintptr, id uint32) (int, error) {
+	return bpf(cmd, &struct{ id, next, flags uint32 }{id: id})
+}
+
+// eachID opens every object of a kind and hands it to fn. What has gone
+// meanwhile is passed over, for objects come and go while others walk.
+func eachID(next, open uintptr, fn func(id uint32, fd int) error) error {
+	attr := struct{ id, next, flags uint32 }{}
+	for {
+		if _, err := bpf(next, &attr); errors.Is(err, unix.ENOENT) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		attr.id = attr.next
+		fd, err := openID(open, attr.id)
+		if err == nil {
+			err = fn(attr.id, fd)
+			unix.Close(fd)
+		}
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+	}
+}
+
+func objInfo[T any](fd int, info *T) error {
+	_, err := bpf(unix.BPF_OBJ_GET_INFO_BY_FD, &struct {
+		fd, size uint32
+		info     unsafe.Pointer
+	}{uint32(fd), uint32(unsafe.Sizeof(*info)), unsafe.Pointer(info)})
+	return err
+}
+
+// mapInfo is the beginning of struct bpf_map_info.
+type mapInfo struct {
+	Type, ID, KeySize, ValueSize, Entries, Flags uint32
+	Name                                         [16]byte
+	Ifindex, KernelValueType                     uint32
+	NetnsDev, NetnsIno                           uint64
+	BTF, KeyType, ValueType, KernelBTF           uint32
+}
+
+// linkInfo is the beginning of struct bpf_link_info, of a struct_ops link.
+type linkInfo struct {
+	Type, ID, Prog, _ uint32
+	Map               uint32
+	_                 uint32
+}
+
+// progInfo is the beginning of struct bpf_prog_info.
+type progInfo struct {
+	Type, ID                         uint32
+	Tag                              [8]byte
+	JitedLen, XlatedLen              uint32
+	Jited, Xlated                    unsafe.Pointer
+	LoadTime                         uint64
+	UID, NumMaps                     uint32
+	Maps                             unsafe.Pointer
+	Name                             [16]byte
+	Ifindex, GPL                     uint32
+	NetnsDev, NetnsIno               uint64
+	NumKsyms, NumFuncLens            uint32
+	Ksyms, FuncLens                  unsafe.Pointer
+	BTF, FuncInfoSize                uint32
+	FuncInfo                         unsafe.Pointer
+	NumFuncInfo, NumLineInfo         uint32
+	LineInfo, JitedLineInfo          unsafe.Pointer
+	NumJitedLineInfo, LineInfoSize   uint32
+	JitedLineInfoSize, NumTags       uint32
+	Tags                             unsafe.Pointer
+	RunTime, Runs, Missed            uint64
+	Verified, AttachBTFObj, AttachID uint32
+	_                                uint32
+}
+
+// btfInfo is the beginning of struct bpf_btf_info.
+type btfInfo struct {
+	BTF      unsafe.Pointer
+	Size, ID uint32
+}
+
+func cString(b []byte) string { return unix.ByteSliceToString(b) }

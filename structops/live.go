@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package structops
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
+)
+
+// Info is a live struct_ops map of type tcp_congestion_ops, whoever made it.
+type Info struct {
+	Name    string // the congestion control's
+	Map     string // the map's, at most 15 bytes
+	MapID   uint32
+	LinkID  uint32 // 0: none
+	State   State
+	Refs    int    // sockets, network namespaces that have it as default, and the link; an estimate of the kernel's
+	Flags   uint32 // TCP_CONG_*
+	Members []Member
+	Params  []Param // of its programs' constants, as far as they have BTF
+
+	byLink bool // made for a link
+}
+
+// Member is a member of a live map that a program is in.
+type Member struct {
+	Member   string
+	Program  string // whole where it has BTF, else at most 15 bytes
+	ID       uint32
+	Verified uint32 // instructions the verifier processed; 0 where the kernel does not tell (before 5.16)
+	Jited    uint32 // bytes
+	Tag      string // hash of its instructions, in hex
+}
+
+// State of a struct_ops map (enum bpf_struct_ops_state).
+type State uint32
+
+const (
+	StateInit     State = iota // empty
+	StateInUse                 // registered, without a link
+	StateToBeFree              // unregistered; sockets still use it
+	StateReady                 // made for a link: registered if it has one
+)
+
+func (s State) String() string {
+	if names := [...]string{"init", "in use", "to be freed", "ready"}; int(s) < len(names) {
+		return names[s]
+	}
+	return fmt.Sprintf("state %d", uint32(s))
+}
+
+// Registered says whether the map is behind its name in the kernel's table.
+func (i *Info) Registered() bool {
+	return i.State == StateInUse || i.State == StateReady && i.LinkID != 0
+}
+
+// Live lists the congestion controls in BPF that the kernel has, in the order in
+// which they were made: registered ones, those that wait for their link, and
+// those that sockets still use after they were unregistered or replaced. The
+// kernel leaves the state of a map with a link as it was; here it is
+// StateToBeFree when it has lost its link and something still refers to it.
+//
+// It needs CAP_SYS_ADMIN: otherwise a *PermissionError.
+func Live() ([]*Info, error) {
+	l, err := kernelLayout()
+	if err != nil {
+		return nil, err
+	}
+	var live []*Info
+	w := walk{layout: l}
+	err = eachID(unix.BPF_MAP_GET_NEXT_ID, unix.BPF_MAP_GET_FD_BY_ID, func(_ uint32, fd int) error {
+		i, err := w.read(fd)
+		if err == nil && i != nil {
+			live = append(live, i)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("BPF maps: %w", permission("", err, looking...))
+	}
+	return live, nil
+}
+
+// Inspect is Live for one map. ErrNotFound says that there is none with that id,
+// or that it is for something else.
+func Inspect(mapID uint32) (*Info, error) {
+	fail := func(err error) (*Info, error) {
+		return nil, fmt.Errorf("BPF map %d: %w", mapID, err)
+	}
+	l, err := kernelLayout()
+	if err != nil {
+		return nil, err
+	}
+	fd, err := openID(unix.BPF_MAP_GET_FD_BY_ID, mapID)
+	if errors.Is(err, unix.ENOENT) {
+		return fail(fmt.Errorf("%w: %w", ErrNotFound, err))
+	}
+	if err != nil {
+		return fail(permission("", err, looking...))
+	}
+	defer unix.Close(fd)
+	w := walk{layout: l}
+	i, err := w.read(fd)
+	if err != nil {
+		return fail(permission("", err, looking...))
+	}
+	if i == nil {
+		return fail(fmt.Errorf("%w: it is %w", ErrNotFound, errForeign))
+	}
+	return i, nil
+}
+
+// walk keeps what several maps of one walk need.
+type walk struct {
+	layout *layout
+	links  map[uint32]uint32 // map id → link id; filled when the first is asked for
+}
+
+// read describes a map; nil if it is another sort of map.
+func (w *walk) read(fd int) (*Info, error) {
+	i, err := readMap(fd, w.layout)
+	if err != nil || i == nil {
+		return nil, err
+	}
+	if i.byLink {
+		if w.links == nil {
+			if w.links, err = structOpsLinks(); err != nil {
+				return nil, err
+			}
+		}
+		i.LinkID = w.links[i.MapID]
+	}
+	if i.State == StateReady && i.LinkID == 0 && i.Refs > 0 {
+		i.State = StateToBeFree
+	}
+	seen := map[uint32]bool{}
+	for n := range i.Members {
+		if err := i.readProgram(&i.Members[n], seen); err != nil {
+			return nil, err
+		}
+	}
+	sortParams(i.Params)
+	return i, nil
+}
+
+// readMap reads the value of a map; nil if it is another sort of map.
+func readMap(fd int, l *layout) (*Info, error) {
+	var info mapInfo
+	if err := objInfo(fd, &info); err != nil {
+		return nil, err
+	}
+	if info.Type != structOpsMap || info.KernelValueType != l.typeID || info.ValueSize != l.size {
+		return nil, nil
+	}
+	value := make([]byte, l.size)
+	if err := element(unix.BPF_MAP_LOOKUP_ELEM, fd, value); err != nil {
+		return nil, err
+	}
+	i := &Info{
+		Map: cString(info.Name[:]), MapID: info.ID, byLink: info.Flags&unix.BPF_F_LINK != 0,
+		Refs:  int(int32(binary.NativeEndian.Uint32(value[l.refcnt:]))),
+		State: State(binary.NativeEndian.Uint32(value[l.state:])),
+	}
+	for _, m := range l.members {
+		switch b := value[m.off:][:m.size]; {
+		case m.name == "name":
+			i.Name = cString(b)
+		case m.name == "flags" && m.size == 4:
+			i.Flags = binary.NativeEndian.Uint32(b)
+		case m.function:
+			if id := binary.NativeEndian.Uint64(b); id != 0 {
+				i.Members = append(i.Members, Member{Member: m.name, ID: uint32(id)})
+			}
+		}
+	}
+	return i, nil
+}
+
+// structOpsLinks walks the links: the kernel has no way from a map to its link.
+func structOpsLinks() (map[uint32]uint32, error) {
+	links := map[uint32]uint32{}
+	err := eachID(unix.BPF_LINK_GET_NEXT_ID, unix.BPF_LINK_GET_FD_BY_ID, func(id uint32, fd int) error {
+		var info linkInfo
+		if err := objInfo(fd, &info); err != nil {
+			return err
+		}
+		if info.Type == structOpsLink && info.Map != 0 {
+			links[info.Map] = id
+		}
+		return nil
+	})
+	return links, err
+}
+
+// readProgram fills in a member, and the parameters of constant maps not seen
+// before.
+func (i *Info) readProgram(m *Member, seen map[uint32]bool) error {
+	fd, err := openID(unix.BPF_PROG_GET_FD_BY_ID, m.ID)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var ids [64]uint32 // the most maps that a program can use (MAX_USED_MAPS)
+	var fn struct{ offset, typ uint32 }
+	info := progInfo{
+		NumMaps: uint32(len(ids)), Maps: unsafe.Pointer(&ids),
+		NumFuncInfo: 1, FuncInfoSize: uint32(unsafe.Sizeof(fn)), FuncInfo: unsafe.Pointer(&fn),
+	}
+	if err := objInfo(fd, &info); err != nil {
+		return err
+	}
+	m.Program, m.Verified, m.Jited, m.Tag = cString(info.Name[:]), info.Verified, info.JitedLen, hex.EncodeToString(info.Tag[:])
+	if len(m.Program) == len(info.Name)-1 && info.BTF != 0 && info.NumFuncInfo > 0 {
+		if b, err := loadBTF(info.BTF); err == nil {
+			if name := b.name(int(fn.typ)); len(name) > 0 {
+				m.Program = string(name)
+			}
+		}
+	}
+	for _, id := range ids[:min(int(info.NumMaps), len(ids))] {
+		if !seen[id] {
+			seen[id] = true
+			ps, err := constants(id)
+			if err != nil {
+				return err
+			}
+			i.Params = append(i.Params, ps...)
+		}
+	}
+	return nil
+}
+
+// loadBTF reads BTF that is in the kernel.
+func loadBTF(id uint32) (*rawBTF, error) {
+	fd, err := openID(unix.BPF_BTF_GET_FD_BY_ID, id)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	var info btfInfo
+	if err := objInfo(fd, &info); err != nil || info.Size == 0 {
+		return nil, errors.Join(err, errBTF)
+	}
+	raw := make([]byte, info.Size)
+	if err := objInfo(fd, &btfInfo{BTF: unsafe.Pointer(&raw[0]), Size: info.Size}); err != nil {
+		return nil, err
+	}
+	return parseBTF(raw)
+}
+
+// constants are the const volatile variables in a map, if it is a section of
+// constants with BTF.
+func constants(mapID uint32) ([]Param, error) {
+	fd, err := openID(unix.BPF_MAP_GET_FD_BY_ID, mapID)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	var info mapInfo
+	if err := objInfo(fd, &info); err != nil {
+		return nil, err
+	}
+	const array = 2 // BPF_MAP_TYPE_ARRAY
+	if info.Type != array || info.Entries != 1 || info.Flags&unix.BPF_F_RDONLY_PROG == 0 || info.BTF == 0 {
+		return nil, nil
+	}
+	value := make([]byte, info.ValueSize)
+	if err := element(unix.BPF_MAP_LOOKUP_ELEM, fd, value); err != nil {
+		return nil, err
+	}
+	h, err := btf.NewHandleFromID(btf.ID(info.BTF))
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	spec, err := h.Spec(nil)
+	if err != nil {
+		return nil, fmt.Errorf("BTF of map %d: %w", mapID, err)
+	}
+	t, err := spec.TypeByID(btf.TypeID(info.ValueType))
+	if err != nil {
+		return nil, fmt.Errorf("BTF of map %d: %w", mapID, err)
+	}
+	section, ok := t.(*btf.Datasec)
+	if !ok {
+		return nil, nil
+	}
+	var ps []Param
+	for _, vsi := range section.Vars {
+		v, ok := vsi.Type.(*btf.Var)
+		if ok && isTunable(v.Type, int(vsi.Size)) && uint64(vsi.Offset)+uint64(vsi.Size) <= uint64(len(value)) {
+			ps = append(ps, Param{v.Name, typeName(v.Type), decode(v.Type, value[vsi.Offset:][:vsi.Size])})
+		}
+	}
+	return ps, nil
+}

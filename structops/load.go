@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package structops
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
+)
+
+// Object is a loaded object: its programs are verified and its maps exist;
+// nothing is registered yet. It is not safe for use by several goroutines.
+type Object struct {
+	coll *ebpf.Collection
+	maps []*opsMap
+}
+
+// opsMap is the struct_ops map of one congestion control.
+type opsMap struct {
+	Ops        // a copy: the Spec may be changed meanwhile
+	fd     int // -1 after it was handed to a Link
+	id     uint32
+	link   bool // it is registered through a link
+	staged bool // its value is in the kernel
+	value  []byte
+}
+
+// kernelTypes is shared by all loads, for the library takes tens of milliseconds
+// to index the kernel's BTF.
+var kernelTypes = sync.OnceValue(btf.NewCache)
+
+// Load loads the programs of the named maps, or of every one that is not
+// optional, and makes the maps. A name that was changed since Parse is checked
+// again. Parameters are final from then on.
+//
+// A program that the verifier refuses gives a *VerifierError; missing
+// capabilities or a lockdown give a *PermissionError; ErrKernel says that the
+// kernel lacks a member or a function that is used, ErrKernelBTF that it has no
+// BTF.
+func (s *Spec) Load(mapNames ...string) (_ *Object, err error) {
+	go kernelTypes().Kernel() // the library will ask for it: tens of milliseconds
+	l, err := kernelLayout()
+	if err != nil {
+		return nil, err
+	}
+	if len(mapNames) == 0 {
+		for _, o := range s.Ops {
+			if !o.Optional {
+				mapNames = append(mapNames, o.Map)
+			}
+		}
+	}
+	obj := &Object{}
+	coll := &ebpf.CollectionSpec{
+		Maps: maps.Clone(s.coll.Maps), Variables: s.coll.Variables, Types: s.coll.Types, ByteOrder: s.coll.ByteOrder,
+		Programs: map[string]*ebpf.ProgramSpec{},
+	}
+	if s.kconfig != nil {
+		if coll.Maps[kconfigMap], err = s.kconfigFrom("/"); err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range s.tailCalled() {
+		if coll.Programs[name], err = s.tailProgram(name, l); err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range mapNames {
+		o, err := s.Select(name)
+		if err != nil {
+			return nil, err
+		}
+		if err := o.check(); err != nil {
+			return nil, err
+		}
+		m := &opsMap{Ops: *o, fd: -1, link: o.Link && l.links, value: make([]byte, l.size)}
+		m.Programs = maps.Clone(o.Programs)
+		if err := m.addPrograms(s, coll, l); err != nil {
+			return nil, fmt.Errorf("map %q: %w", o.Map, err)
+		}
+		obj.maps = append(obj.maps, m)
+	}
+	if len(obj.maps) == 0 {
+		return nil, fmt.Errorf("map: %w: the object has only optional ones: one must be named", ErrNotFound)
+	}
+	obj.coll, err = ebpf.NewCollectionWithOptions(coll, ebpf.CollectionOptions{Cache: kernelTypes()})
+	if err != nil {
+		return nil, loadError(coll, err)
+	}
+	for _, m := range obj.maps {
+		if err := m.create(obj.coll, l); err != nil {
+			obj.Close()
+			return nil, fmt.Errorf("map %q: %w", m.Map, permission("", err, loading...))
+		}
+	}
+	return obj, nil
+}
+
+// key names a program in a collection. One that stands in two members is loaded
+// once for each, because the verifier checks it against the member.
+func key(program, member string) string { return program + ":" + member }
+
+func (m *opsMap) addPrograms(s *Spec, coll *ebpf.CollectionSpec, l *layout) error {
+	for _, member := range slices.Sorted(maps.Keys(m.Programs)) {
+		name := m.Programs[member]
+		if km := l.member(member); km == nil || !km.function {
+			return fmt.Errorf("member %q: %w: its struct %s has no such function", member, ErrKernel, opsType)
+		}
+		if s.coll.Programs[name] == nil {
+			return fmt.Errorf("member %q: program %q: %w", member, name, ErrNotFound)
+		}
+		coll.Programs[key(name, member)] = s.program(name, member)
+	}
+	return nil
+}
+
+// program is a copy of a program, made for a member.
+func (s *Spec) program(name, member string) *ebpf.ProgramSpec {
+	p := s.coll.Programs[name].Copy()
+	if p.Type == ebpf.StructOps {
+		p.AttachTo = opsType + ":" + member
+	}
+	if s.kconfig != nil {
+		s.bindKconfig(p.Instructions)
+	}
+	return p
+}
+
+// tailProgram is a program that others call through a map. The kernel lets only
+// programs for the same member do that, and the section has to name it.
+func (s *Spec) tailProgram(name string, l *layout) (*ebpf.ProgramSpec, error) {
+	p := s.coll.Programs[name]
+	if p == nil {
+		return nil, fmt.Errorf("program %q: %w", name, ErrNotFound)
+	}
+	_, member, _ := strings.Cut(p.SectionName, "/")
+	if km := l.member(member); p.Type == ebpf.StructOps && (km == nil || !km.function) {
+		return nil, fmt.Errorf("program %q: a map refers to it, and its section %q does not name the member that it is for, as %q does: %w",
+			name, p.SectionName, "struct_ops/cong_avoid", ErrProgram)
+	}
+	return s.program(name, member), nil
+}
+
+func (m *opsMap) create(coll *ebpf.Collection, l *layout) error {
+	var p *ebpf.Program
+	for member, program := range m.Programs {
+		p = coll.Programs[key(program, member)]
+		binary.NativeEndian.PutUint64(m.value[l.member(member).off:], uint64(p.FD()))
+	}
+	name, flags := l.member("name"), l.member("flags")
+	if name == nil || flags == nil || name.size < uint32(len(m.Name))+1 || flags.size != 4 {
+		return fmt.Errorf("struct %s: its name or flags are not as expected: %w", opsType, ErrKernel)
+	}
+	copy(m.value[name.off:], m.Name)
+	binary.NativeEndian.PutUint32(m.value[flags.off:], m.Flags)
+
+	var mapFlags uint32
+	if m.link {
+		mapFlags = unix.BPF_F_LINK
+	}
+	types, err := p.Handle()
+	if err != nil {
+		return err
+	}
+	defer types.Close()
+	fd, err := createMap(m.Map, types.FD(), l.typeID, l.size, mapFlags)
+	if err != nil {
+		return fmt.Errorf("create: %w", err)
+	}
+	m.fd = fd
+	var info mapInfo
+	if err := objInfo(fd, &info); err != nil {
+		return fmt.Errorf("info: %w", err)
+	}
+	m.id = info.ID
+	return nil
+}
+
+// put gives the map its value. Without a link that registers it.
+func (m *opsMap) put() error {
+	if m.staged {
+		return nil
+	}
+	err := element(unix.BPF_MAP_UPDATE_ELEM, m.fd, m.value)
+	m.staged = err == nil
+	return err
+}
+
+// Close frees what was loaded and not attached. It may be called again.
+func (o *Object) Close() error {
+	if o.coll != nil {
+		o.coll.Close()
+		o.coll = nil
+	}
+	for _, m := range o.maps {
+		if m.fd >= 0 {
+			unix.Close(m.fd)
+			m.fd = -1
+		}
+	}
+	return nil
+}
+
+func (o *Object) find(mapName string) (*opsMap, error) {
+	var names []string
+	for _, m := range o.maps {
+		if m.Map == mapName || mapName == "" && len(o.maps) == 1 {
+			if m.fd < 0 {
+				return nil, fmt.Errorf("map %q: it is attached already, or closed", m.Map)
+			}
+			return m, nil
+		}
+		names = append(names, m.Map)
+	}
+	if list := strings.Join(names, ", "); mapName != "" {
+		return nil, fmt.Errorf("map %q: %w: loaded are %s", mapName, ErrNotFound, list)
+	} else {
+		return nil, fmt.Errorf("map: several are loaded: name one of %s", list)
+	}
+}
+
+// loadError says what the library's error means to a user.
+func loadError(coll *ebpf.CollectionSpec, err error) error {
+	var at, program, member string
+	for k, p := range coll.Programs {
+		if strings.Contains(err.Error(), "program "+k+": ") {
+			at, program = k, p.Name
+			_, member, _ = strings.Cut(p.AttachTo, ":")
+		}
+	}
+	var ve *ebpf.VerifierError
+	if errors.As(err, &ve) && len(ve.Log) > 0 {
+		return &VerifierError{program, member, ve}
+	}
+	if errors.Is(err, unix.EPERM) {
+		return permission("", err, loading...)
+	}
+	if missing := missingFunctions(coll, at); errors.Is(err, ebpf.ErrNotSupported) && len(missing) > 0 {
+		return fmt.Errorf("program %q for member %q: kernel function %q: %w, or lacks the module that has it", program, member, missing, ErrKernel)
+	}
+	if ve != nil {
+		return &VerifierError{program, member, ve}
+	}
+	return err
+}
+
+// missingFunctions are the functions that a program calls and the kernel and its
+// modules do not have.
+func missingFunctions(coll *ebpf.CollectionSpec, key string) string {
+	p := coll.Programs[key]
+	if p == nil {
+		return ""
+	}
+	kernel, err := kernelTypes().Kernel()
+	if err != nil {
+		return ""
+	}
+	for i := range p.Instructions {
+		ins := &p.Instructions[i]
+		if !ins.IsKfuncCall() {
+			continue
+		}
+		var fn *btf.Func
+		if errors.Is(kernel.TypeByName(ins.Reference(), &fn), btf.ErrNotFound) && !inModule(ins.Reference()) {
+			return ins.Reference()
+		}
+	}
+	return ""
+}
+
+func inModule(function string) bool {
+	modules, err := kernelTypes().Modules()
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(modules, func(name string) bool {
+		var fn *btf.Func
+		m, err := kernelTypes().Module(name)
+		return err == nil && m.TypeByName(function, &fn) == nil
+	})
+}

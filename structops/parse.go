@@ -1,0 +1,420 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package structops
+
+import (
+	"bytes"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+)
+
+// Spec is an object file, parsed: what can be known without a kernel. It may be
+// changed and loaded any number of times, but not from two goroutines at once.
+type Spec struct {
+	Ops      []*Ops // one for each tcp_congestion_ops variable, in the order of the file
+	License  string
+	Warnings []string // programs that nothing refers to, and the like
+
+	coll    *ebpf.CollectionSpec // all but the ops
+	kconfig *btf.Datasec         // extern __kconfig variables; nil if there are none
+	weak    map[string]bool      // those of them that may be missing
+}
+
+// Ops is one tcp_congestion_ops variable of an object.
+type Ops struct {
+	Map      string            // the variable's name, which becomes the map's
+	Name     string            // the congestion control's name; may be changed before Load
+	Link     bool              // from a .struct_ops.link section: registered through a BPF link where there are links
+	Optional bool              // from a ?.struct_ops[.link] section: loaded only when asked for
+	Flags    uint32            // TCP_CONG_*; may be changed before Load (bit 0 = NON_RESTRICTED)
+	Programs map[string]string // member → program
+}
+
+const opsType = "tcp_congestion_ops"
+
+// Parse reads an ELF object, as clang -target bpf -g makes it, and checks all
+// that can be checked without a kernel: that it has BTF, a licence that is
+// compatible with the GPL and at least one tcp_congestion_ops; and of each of
+// these the name, the members that are required, and those that BPF may not set.
+// The errors are those at the beginning of this package's list.
+//
+// It does not need privileges and does not keep obj.
+func Parse(obj []byte) (*Spec, error) {
+	s, err := parse(obj)
+	if err != nil {
+		return nil, fmt.Errorf("object: %w", err)
+	}
+	return s, nil
+}
+
+func parse(obj []byte) (*Spec, error) {
+	f, err := openObject(obj)
+	if err != nil {
+		return nil, err
+	}
+	types, err := btf.LoadSpecFromReader(bytes.NewReader(obj))
+	if errors.Is(err, btf.ErrNotFound) {
+		return nil, ErrNoBTF
+	}
+	if err != nil {
+		return nil, fmt.Errorf("BTF: %w", err)
+	}
+	s := &Spec{weak: map[string]bool{}}
+	var others []string
+	for i, sec := range f.Sections {
+		kind, optional := strings.CutPrefix(sec.Name, "?")
+		if kind != ".struct_ops" && kind != ".struct_ops.link" {
+			continue
+		}
+		vars, err := f.variables(i, types)
+		if err != nil {
+			return nil, fmt.Errorf("section %q: %w", sec.Name, err)
+		}
+		for _, v := range vars {
+			if name := flavourless(v.typ.Name); name != opsType {
+				others = append(others, fmt.Sprintf("%q is a %s", v.name, name))
+				continue
+			}
+			o := &Ops{Map: v.name, Link: kind == ".struct_ops.link", Optional: optional}
+			if err := o.read(v, f); err != nil {
+				return nil, fmt.Errorf("map %q: %w", v.name, err)
+			}
+			s.Ops = append(s.Ops, o)
+		}
+	}
+	if len(s.Ops) == 0 {
+		if len(others) > 0 {
+			return nil, fmt.Errorf("%w: %s", ErrNoOps, strings.Join(others, ", "))
+		}
+		return nil, ErrNoOps
+	}
+	for _, other := range others {
+		s.Warnings = append(s.Warnings, "map "+other+": left out")
+	}
+	if s.License, err = f.license(); err != nil {
+		return nil, err
+	}
+	if s.coll, err = ebpf.LoadCollectionSpecFromReader(bytes.NewReader(f.hidden())); err != nil {
+		return nil, err
+	}
+	if err := s.readKconfig(f, types); err != nil {
+		return nil, err
+	}
+	return s, s.checkPrograms()
+}
+
+// checkPrograms looks at the programs from both sides: those that the ops name
+// must be there, those that none names are left out.
+func (s *Spec) checkPrograms() error {
+	used := map[string]bool{}
+	for _, o := range s.Ops {
+		if err := o.check(); err != nil {
+			return err
+		}
+		for _, m := range slices.Sorted(maps.Keys(o.Programs)) {
+			p := o.Programs[m]
+			if used[p] = true; s.coll.Programs[p] == nil {
+				return fmt.Errorf("map %q: member %q: %w: %q stands in no section for programs", o.Map, m, ErrProgram, p)
+			}
+			if prog := s.coll.Programs[p]; prog.Type != ebpf.StructOps {
+				return fmt.Errorf("map %q: member %q: %w: %q is of type %v (section %q)", o.Map, m, ErrProgram, p, prog.Type, prog.SectionName)
+			}
+		}
+	}
+	for _, p := range s.tailCalled() {
+		used[p] = true
+	}
+	for _, p := range slices.Sorted(maps.Keys(s.coll.Programs)) {
+		// A program in a ?struct_ops section says itself that it may be left out.
+		if !used[p] && !strings.HasPrefix(s.coll.Programs[p].SectionName, "?") {
+			s.Warnings = append(s.Warnings, fmt.Sprintf("program %q: no %s refers to it: left out", p, opsType))
+		}
+	}
+	return nil
+}
+
+// tailCalled are the programs that maps of the object refer to.
+func (s *Spec) tailCalled() []string {
+	var names []string
+	for _, m := range s.coll.Maps {
+		for _, kv := range m.Contents {
+			if name, ok := kv.Value.(string); ok && m.Type == ebpf.ProgramArray && !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	return names
+}
+
+// Select gives the ops of a map. "" is the only one that is not optional; if
+// there are several, the error lists them. Otherwise it is ErrNotFound.
+func (s *Spec) Select(mapName string) (*Ops, error) {
+	var names []string
+	var found *Ops
+	for _, o := range s.Ops {
+		if o.Map == mapName && mapName != "" {
+			return o, nil
+		}
+		if mapName != "" || !o.Optional {
+			names = append(names, o.Map)
+			found = o
+		}
+	}
+	if mapName == "" && len(names) == 1 {
+		return found, nil
+	}
+	list := strings.Join(names, ", ")
+	if mapName != "" {
+		return nil, fmt.Errorf("map %q: %w in the object, which has %s", mapName, ErrNotFound, list)
+	}
+	if len(names) == 0 {
+		return nil, fmt.Errorf("map: %w: the object has only optional ones: one must be named", ErrNotFound)
+	}
+	return nil, fmt.Errorf("map: the object has several: name one of %s", list)
+}
+
+// check is what can be wrong with a congestion control whatever the kernel. It
+// is done when it is loaded too, for the fields may have been changed.
+func (o *Ops) check() error {
+	if err := CheckName(o.Name); err != nil {
+		return fmt.Errorf("map %q: %w", o.Map, err)
+	}
+	for _, m := range []string{"ssthresh", "undo_cwnd"} {
+		if o.Programs[m] == "" {
+			return fmt.Errorf("map %q: member %q: %w", o.Map, m, ErrRequired)
+		}
+	}
+	if o.Programs["cong_avoid"] == "" && o.Programs["cong_control"] == "" {
+		return fmt.Errorf("map %q: member %q or %q: %w", o.Map, "cong_avoid", "cong_control", ErrRequired)
+	}
+	if o.Programs["get_info"] != "" {
+		return fmt.Errorf("map %q: member %q: %w: the kernel does not let BPF implement it", o.Map, "get_info", ErrMember)
+	}
+	return nil
+}
+
+// read takes the members out of the variable.
+func (o *Ops) read(v variable, f *object) error {
+	o.Programs = map[string]string{}
+	for _, m := range v.typ.Members {
+		off := int(m.Offset.Bytes())
+		size, err := btf.Sizeof(m.Type)
+		if err != nil || size < 0 || off+size > len(v.data) {
+			return fmt.Errorf("member %q: it does not fit", m.Name)
+		}
+		data := v.data[off : off+size]
+		rel, isSet := v.refs[off]
+		zero := len(bytes.Trim(data, "\x00")) == 0 && !isSet
+		switch ptr, isPtr := btf.As[*btf.Pointer](m.Type); {
+		case m.BitfieldSize > 0:
+			return fmt.Errorf("member %q: bit fields are not known here", m.Name)
+		case zero:
+		case isPtr && isFunction(ptr.Target):
+			if !isSet || size != 8 {
+				return fmt.Errorf("member %q: %w: a number is in it", m.Name, ErrProgram)
+			}
+			if o.Programs[m.Name], err = f.function(rel, data); err != nil {
+				return fmt.Errorf("member %q: %w: %w", m.Name, ErrProgram, err)
+			}
+		case m.Name == "name" && !isSet:
+			// All of the 16 bytes where there is no NUL, which is refused later.
+			name, _, _ := bytes.Cut(data, []byte{0})
+			o.Name = string(name)
+		case m.Name == "flags" && size == 4 && !isSet:
+			o.Flags = binary.NativeEndian.Uint32(data)
+		default: // owner, key, list
+			return fmt.Errorf("member %q: %w: only the kernel sets it", m.Name, ErrMember)
+		}
+	}
+	return nil
+}
+
+func isFunction(t btf.Type) bool {
+	_, ok := btf.As[*btf.FuncProto](t)
+	return ok
+}
+
+// flavourless takes the ___ suffix off that tells C types of one name apart.
+func flavourless(name string) string {
+	if i := strings.Index(name, "___"); i > 0 {
+		return name[:i]
+	}
+	return name
+}
+
+// object is an ELF file in memory.
+type object struct {
+	*elf.File
+	raw     []byte
+	symbols []elf.Symbol
+}
+
+func openObject(obj []byte) (*object, error) {
+	f, err := elf.NewFile(bytes.NewReader(obj))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrObject, err)
+	}
+	// Old compilers left the machine out.
+	if f.Machine != elf.EM_BPF && f.Machine != elf.EM_NONE {
+		return nil, fmt.Errorf("%w: it is for the machine %v", ErrObject, f.Machine)
+	}
+	if f.Class != elf.ELFCLASS64 || f.Type != elf.ET_REL {
+		return nil, fmt.Errorf("%w: it is %v, %v", ErrObject, f.Class, f.Type)
+	}
+	if native := binary.NativeEndian.Uint16([]byte{1, 0}) == 1; native != (f.Data == elf.ELFDATA2LSB) {
+		return nil, fmt.Errorf("%w: it is for machines of the other byte order", ErrObject)
+	}
+	symbols, err := f.Symbols()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrObject, err)
+	}
+	return &object{f, obj, symbols}, nil
+}
+
+// maxSection is more than any section of ops or licence has; what is larger is
+// broken or hostile.
+const maxSection = 1 << 20
+
+func (f *object) data(sec *elf.Section) ([]byte, error) {
+	if sec.Size > maxSection {
+		return nil, fmt.Errorf("%w: it claims %d bytes", ErrObject, sec.Size)
+	}
+	if sec.Type == elf.SHT_NOBITS {
+		return make([]byte, sec.Size), nil
+	}
+	return sec.Data()
+}
+
+// variable is a variable of a struct_ops section.
+type variable struct {
+	name string
+	typ  *btf.Struct
+	data []byte
+	refs map[int]elf.Symbol // offset of a pointer → what it points to
+}
+
+// variables reads a struct_ops section, in the order of the file.
+func (f *object) variables(section int, types *btf.Spec) ([]variable, error) {
+	sec := f.Sections[section]
+	data, err := f.data(sec)
+	if err != nil {
+		return nil, err
+	}
+	refs, err := f.relocations(section)
+	if err != nil {
+		return nil, err
+	}
+	var ds *btf.Datasec
+	if err := types.TypeByName(sec.Name, &ds); err != nil {
+		return nil, fmt.Errorf("BTF: %w", err)
+	}
+	var vars []variable
+	for _, v := range ds.Vars {
+		st, ok := btf.As[*btf.Struct](v.Type)
+		if bv, isVar := v.Type.(*btf.Var); isVar {
+			st, ok = btf.As[*btf.Struct](bv.Type)
+		}
+		if !ok {
+			return nil, fmt.Errorf("variable %q is not a structure", v.Type.TypeName())
+		}
+		if uint64(v.Offset)+uint64(st.Size) > uint64(len(data)) {
+			return nil, fmt.Errorf("variable %q does not fit", v.Type.TypeName())
+		}
+		one := variable{v.Type.TypeName(), st, data[v.Offset:][:st.Size], map[int]elf.Symbol{}}
+		for off, sym := range refs {
+			if off >= uint64(v.Offset) && off < uint64(v.Offset)+uint64(st.Size) {
+				one.refs[int(off-uint64(v.Offset))] = sym
+			}
+		}
+		vars = append(vars, one)
+	}
+	return vars, nil
+}
+
+// relocations of a section: offset → symbol.
+func (f *object) relocations(section int) (map[uint64]elf.Symbol, error) {
+	refs := map[uint64]elf.Symbol{}
+	for _, sec := range f.Sections {
+		if sec.Type != elf.SHT_REL || int(sec.Info) != section {
+			continue
+		}
+		b, err := f.data(sec)
+		if err != nil {
+			return nil, err
+		}
+		for ; len(b) >= 16; b = b[16:] {
+			off, sym := binary.NativeEndian.Uint64(b), binary.NativeEndian.Uint64(b[8:])>>32
+			// Symbol 0 is none, and not in the list.
+			if sym < 1 || sym > uint64(len(f.symbols)) {
+				return nil, fmt.Errorf("%w: relocation to symbol %d, which is not there", ErrObject, sym)
+			}
+			refs[off] = f.symbols[sym-1]
+		}
+	}
+	return refs, nil
+}
+
+// function is the name of the function that a pointer is relocated to: a static
+// one by its section, with the offset in the pointer itself.
+func (f *object) function(sym elf.Symbol, pointer []byte) (string, error) {
+	if elf.ST_TYPE(sym.Info) == elf.STT_FUNC {
+		return sym.Name, nil
+	}
+	if elf.ST_TYPE(sym.Info) == elf.STT_SECTION {
+		at := binary.NativeEndian.Uint64(pointer)
+		for _, s := range f.symbols {
+			if elf.ST_TYPE(s.Info) == elf.STT_FUNC && s.Section == sym.Section && s.Value == at {
+				return s.Name, nil
+			}
+		}
+	}
+	return "", fmt.Errorf("%q is not a function of the object", sym.Name)
+}
+
+func (f *object) license() (string, error) {
+	sec := f.Section("license")
+	if sec == nil {
+		return "", fmt.Errorf(`%w: there is none; have char LICENSE[] SEC("license") = "GPL"`, ErrLicense)
+	}
+	b, err := f.data(sec)
+	if err != nil {
+		return "", err
+	}
+	b, _, _ = bytes.Cut(b, []byte{0})
+	switch l := string(b); l {
+	// The kernel's list, to the letter: include/linux/license.h.
+	case "GPL", "GPL v2", "GPL and additional rights", "Dual BSD/GPL", "Dual MIT/GPL", "Dual MPL/GPL":
+		return l, nil
+	default:
+		return "", fmt.Errorf("licence %q: %w, as the kernel has it", l, ErrLicense)
+	}
+}
+
+// hidden is a copy of the object with two things out of the library's sight. It
+// refuses or misreads most struct_ops sections, so they become notes; and it
+// fills .kconfig variables from a file that many machines have not, so their
+// section is renamed in the BTF, and the references to them stay plain.
+func (f *object) hidden() []byte {
+	b := bytes.Clone(f.raw)
+	header, entry := binary.NativeEndian.Uint64(b[0x28:]), uint64(binary.NativeEndian.Uint16(b[0x3a:]))
+	for i, sec := range f.Sections {
+		if strings.HasPrefix(strings.TrimPrefix(sec.Name, "?"), ".struct_ops") {
+			at := header + uint64(i)*entry + 4
+			binary.NativeEndian.PutUint32(b[at:], uint32(elf.SHT_NOTE))
+		}
+		if end := sec.Offset + sec.FileSize; sec.Name == ".BTF" && sec.Offset <= end && end <= uint64(len(b)) {
+			if i := bytes.Index(b[sec.Offset:end], []byte("\x00.kconfig\x00")); i >= 0 {
+				copy(b[sec.Offset+uint64(i):], "\x00.hidden.\x00")
+			}
+		}
+	}
+	return b
+}

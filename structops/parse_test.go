@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package structops
+
+import (
+	"bytes"
+	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func fixture(t testing.TB, name string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("testdata", name+".bpf.o"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func mustParse(t testing.TB, name string) *Spec {
+	t.Helper()
+	s, err := Parse(fixture(t, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// patch puts bytes in the place of others, which must be there; all of them.
+func patch(t testing.TB, obj []byte, old, with string) []byte {
+	t.Helper()
+	if len(old) != len(with) || !bytes.Contains(obj, []byte(old)) {
+		t.Fatalf("cannot patch %q to %q", old, with)
+	}
+	return bytes.ReplaceAll(obj, []byte(old), []byte(with))
+}
+
+func TestParse(t *testing.T) {
+	s := mustParse(t, "basic")
+	o := s.Ops[0]
+	if len(s.Ops) != 1 || o.Map != "so_basic" || o.Name != "so_basic" || !o.Link || o.Optional || o.Flags != 1 {
+		t.Errorf("ops: %+v", *o)
+	}
+	want := map[string]string{"ssthresh": "so_ssthresh", "cong_avoid": "so_cong_avoid", "undo_cwnd": "so_undo_cwnd"}
+	if !maps.Equal(o.Programs, want) {
+		t.Errorf("programs: %v, want %v", o.Programs, want)
+	}
+	if s.License != "Dual BSD/GPL" {
+		t.Errorf("licence: %q", s.License)
+	}
+	// so_optional stands in a ?struct_ops section, and is no forgotten program.
+	if len(s.Warnings) != 1 || !strings.Contains(s.Warnings[0], `"so_forgotten"`) {
+		t.Errorf("warnings: %q", s.Warnings)
+	}
+}
+
+func TestParseSeveral(t *testing.T) {
+	s := mustParse(t, "several")
+	type row struct {
+		m, name        string
+		link, optional bool
+		ssthresh       string
+	}
+	var got []row
+	for _, o := range s.Ops {
+		got = append(got, row{o.Map, o.Name, o.Link, o.Optional, o.Programs["ssthresh"]})
+	}
+	want := []row{
+		{"so_one", "so_one", true, false, "so_first"},
+		{"so_two", "so_two", true, false, "so_second"},
+		{"so_plain", "so_plain", false, false, "so_first"},
+		{"so_next", "so_one", true, true, "so_second"},
+		{"so_spare", "so_spare", false, true, "so_first"},
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got  %v\nwant %v", got, want)
+	}
+	if len(s.Warnings) > 0 {
+		t.Errorf("warnings: %q", s.Warnings)
+	}
+	if o, err := s.Select("so_next"); err != nil || o != s.Ops[3] {
+		t.Errorf("select: %v, %v", o, err)
+	}
+	if _, err := s.Select(""); err == nil || !strings.Contains(err.Error(), "so_one, so_two, so_plain") {
+		t.Errorf("select of several: %v", err)
+	}
+	if _, err := s.Select("so_three"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("select of another: %v", err)
+	}
+	if o, err := mustParse(t, "flavour").Select(""); err != nil || o.Map != "so_flavour" {
+		t.Errorf("select of the only one that is not optional: %v, %v", o, err)
+	}
+}
+
+func TestParseErrors(t *testing.T) {
+	basic, flavour := fixture(t, "basic"), fixture(t, "flavour")
+	// The name stands twice: as the variable's in the string tables, and in the data.
+	name := func(to string) []byte {
+		return patch(t, basic, "so_basic"+strings.Repeat("\x00", 8), to+strings.Repeat("\x00", 16-len(to)))
+	}
+	for _, c := range []struct {
+		what string
+		obj  []byte
+		is   error
+		text string
+	}{
+		{"empty file", nil, ErrObject, ""},
+		{"text", []byte("#include <stdio.h>\nint main(void) { return 0; }\n"), ErrObject, ""},
+		{"truncated", basic[:len(basic)/2], ErrObject, ""},
+		{"another machine", patch(t, basic, "\x01\x00\xf7\x00", "\x01\x00\x3e\x00"), ErrObject, "EM_X86_64"},
+		{"not relocatable", patch(t, basic, "\x01\x00\xf7\x00", "\x02\x00\xf7\x00"), ErrObject, "ET_EXEC"},
+		{"no BTF", patch(t, patch(t, basic, ".BTF\x00", ".XXX\x00"), ".BTF.ext\x00", ".XXX.ext\x00"), ErrNoBTF, "-g"},
+		{"no struct_ops", fixture(t, "none"), ErrNoOps, ""},
+		{"another struct_ops", fixture(t, "other"), ErrNoOps, `"so_other" is a sched_ext_ops`},
+		{"no licence", patch(t, basic, "\x00license\x00", "\x00lizenze\x00"), ErrLicense, "there is none"},
+		{"licence", patch(t, basic, "Dual BSD/GPL", "Proprietary!"), ErrLicense, `"Proprietary!"`},
+		{"licence almost", patch(t, basic, "Dual BSD/GPL", "GPL v3 only!"), ErrLicense, ""},
+		{"no ssthresh", patch(t, basic, "\x00ssthresh\x00", "\x00pkts_ack\x00"), ErrRequired, `"ssthresh"`},
+		{"no undo_cwnd", patch(t, basic, "\x00undo_cwnd\x00", "\x00not_cwnd_\x00"), ErrRequired, `"undo_cwnd"`},
+		{"no cong_avoid", patch(t, basic, "\x00cong_avoid\x00", "\x00cong_apart\x00"), ErrRequired, `"cong_control"`},
+		{"get_info", patch(t, flavour, "\x00new_func\x00", "\x00get_info\x00"), ErrMember, `"get_info"`},
+		{"owner", fixture(t, "owner"), ErrMember, `"owner"`},
+		{"name of 16 bytes", name("so_basic_16bytes"), ErrName, "16 bytes"},
+		{"no name", name(""), ErrName, "0 bytes"},
+		{"odd name", name("so-basic"), ErrName, `'-'`},
+		{"program type", fixture(t, "program"), ErrProgram, `"so_xdp" is of type XDP`},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			s, err := Parse(c.obj)
+			if !errors.Is(err, c.is) || !strings.Contains(err.Error(), c.text) {
+				t.Fatalf("got %v, %v", s, err)
+			}
+		})
+	}
+}
+
+// Wherever a file is cut, it is an error.
+func TestParseTruncated(t *testing.T) {
+	obj := fixture(t, "several")
+	for n := 0; n < len(obj); n += 7 {
+		if _, err := Parse(obj[:n]); err == nil {
+			t.Errorf("no error for the first %d of %d bytes", n, len(obj))
+		}
+	}
+}
+
+func TestCheckName(t *testing.T) {
+	for name, ok := range map[string]bool{
+		"a": true, "bpf_cubic.2": true, "exactly15bytes_": true,
+		"": false, "exactly_16_bytes": false, "a b": false, "a/b": false, "ä": false, "a\x00": false, "a-b": false,
+	} {
+		if err := CheckName(name); (err == nil) != ok || err != nil && !errors.Is(err, ErrName) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	objects, err := filepath.Glob("testdata/*.bpf.o")
+	if err != nil || len(objects) == 0 {
+		f.Fatal("no seeds", err)
+	}
+	for _, o := range objects {
+		b, err := os.ReadFile(o)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, obj []byte) {
+		s, err := Parse(obj)
+		if err != nil {
+			return
+		}
+		// What passed obeys the laws.
+		for _, o := range s.Ops {
+			if err := o.check(); err != nil {
+				t.Error(err)
+			}
+		}
+		for _, p := range s.Params() {
+			if b, ok := p.Value.([]byte); ok {
+				err = s.Set(p.Name, b)
+			} else {
+				err = s.Set(p.Name, p.Value)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		if s.kconfig != nil {
+			s.kconfigFrom("testdata")
+		}
+	})
+}
