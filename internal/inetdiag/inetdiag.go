@@ -104,6 +104,9 @@ func (c *Conn) Lookup(s *Socket, src, dst netip.AddrPort) error {
 	if err == nil {
 		err = s.parse(msgs[0].Data)
 	}
+	if err == nil && s.Dst != dst { // who listens at src answers for it, too
+		err = unix.ENOENT
+	}
 	if err != nil {
 		return fmt.Errorf("sock_diag: %w", err)
 	}

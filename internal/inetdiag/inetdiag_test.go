@@ -88,3 +88,29 @@ func FuzzParse(f *testing.F) {
 	f.Add(append(make([]byte, sizeMessage), 8, 0, 4, 0, 'r', 'e', 'n', 0))
 	f.Fuzz(func(t *testing.T, b []byte) { new(Socket).parse(b) })
 }
+
+func TestLookup(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.Dial("tcp4", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	src, dst := c.LocalAddr().(*net.TCPAddr).AddrPort(), l.Addr().(*net.TCPAddr).AddrPort()
+	d, err := Dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	var s Socket
+	if err := d.Lookup(&s, src, dst); err != nil || s.Src != src || s.Dst != dst || s.State != 1 || s.Info.Snd_cwnd == 0 || s.Cong == "" {
+		t.Errorf("got %+v, %v", s, err)
+	}
+	if err := d.Lookup(&s, dst, netip.AddrPortFrom(dst.Addr(), 1)); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("a socket that is not there: %v", err)
+	}
+}

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"ccload/cc"
+	"ccload/registry"
+	"ccload/structops"
+)
+
+// hint is the advice that goes with an error; "" if there is none.
+func hint(err error) string {
+	if h, ok := errors.AsType[hinted](err); ok {
+		return h.hint
+	}
+	if e, ok := errors.AsType[*structops.PermissionError](err); ok && len(e.Missing) > 0 {
+		return "run it as root"
+	}
+	if e, ok := errors.AsType[*registry.NotFoundError](err); ok && cc.Lookup(e.Name) != nil {
+		return "ccload register " + e.Name
+	}
+	if e, ok := errors.AsType[*registry.TakenError](err); ok {
+		if e.Kind == registry.BPF {
+			return fmt.Sprintf("ccload unregister %s, or register it --as another name", e.Name)
+		}
+		return "register it --as another name"
+	}
+	if e, ok := errors.AsType[*registry.KindError](err); ok && e.Kind == registry.Module {
+		return "rmmod " + e.Module
+	}
+	if _, ok := errors.AsType[*registry.InUseError](err); ok {
+		return "--reset TO gives them another default first"
+	}
+	if _, ok := errors.AsType[*registry.RestrictedError](err); ok {
+		return "--allow adds it to the list, and thereby lets unprivileged sockets choose it"
+	}
+	if e, ok := errors.AsType[*cc.UnknownTunableError](err); ok {
+		var names []string
+		for _, t := range e.Algorithm.Tunables {
+			names = append(names, t.Name)
+		}
+		return didYouMean(registry.Nearest(e.Name, names), "")
+	}
+	if _, ok := errors.AsType[*structops.VerifierError](err); ok {
+		return "--log prints the whole log of the verifier"
+	}
+	if errors.Is(err, structops.ErrKernelBTF) || errors.Is(err, fs.ErrPermission) {
+		return "ccload doctor says what this machine allows"
+	}
+	return ""
+}
+
+// didYouMean asks whether the nearest was meant, or else gives other advice.
+func didYouMean(nearest, otherwise string) string {
+	if nearest == "" {
+		return otherwise
+	}
+	return fmt.Sprintf("did you mean %s?", nearest)
+}

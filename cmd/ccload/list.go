@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"strconv"
+	"strings"
+	"text/tabwriter"
+
+	"ccload/registry"
+
+	"github.com/spf13/cobra"
+)
+
+func (a *app) list() *cobra.Command {
+	return a.withJSON(&cobra.Command{
+		Use:   "list",
+		Short: "Every congestion control that the running kernel knows",
+		Long: `Every congestion control that the running kernel knows, whoever put it there.
+
+DEFAULT is for this network namespace; ALLOWED ones can be chosen by unprivileged
+sockets; SOCKETS counts those in all network namespaces that can be seen.`,
+		Example: "  ccload list\n  ccload list --json | jq -r '.[] | select(.kind == \"bpf\").name'",
+		Args:    cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			entries, warnings, err := registry.List()
+			if err != nil {
+				return err
+			}
+			a.warn(warnings)
+			return a.print(entries, func() {
+				w := a.table()
+				w.row("NAME", "KIND", "DEFAULT", "ALLOWED", "SOCKETS", "REFS", "MAP", "LINK", "PIN")
+				for _, e := range entries {
+					refs := ""
+					if e.Refs != nil {
+						refs = strconv.Itoa(*e.Refs)
+					}
+					w.row(e.Name, string(e.Kind), mark(e.Default), mark(e.Allowed), strconv.Itoa(e.Sockets),
+						refs, id(e.MapID), id(e.LinkID), e.Pin)
+				}
+				w.Flush()
+			})
+		},
+	})
+}
+
+func mark(b bool) string {
+	if b {
+		return "yes"
+	}
+	return ""
+}
+
+func id(n uint32) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.FormatUint(uint64(n), 10)
+}
+
+// table aligns columns; an empty cell is written as a dash.
+type table struct{ *tabwriter.Writer }
+
+func (a *app) table() table { return table{tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)} }
+
+func (t table) row(cells ...string) {
+	for i, c := range cells {
+		if c == "" {
+			cells[i] = "-"
+		}
+	}
+	t.Write([]byte(strings.Join(cells, "\t") + "\n"))
+}

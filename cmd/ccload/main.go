@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Ccload puts TCP congestion controls written in BPF into the running kernel,
+// points traffic at them and measures what they do. See ccload --help.
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"ccload/registry"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set when ccload is built (see the Makefile).
+var version = "unknown"
+
+// Exit codes: the contract of every verb.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitMisuse = 2
+)
+
+func main() {
+	garbage(false)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// garbage turns the garbage collector on or off. Verbs that only talk to the
+// kernel are over before it pays: without it register is a fifth faster. It comes
+// back by itself if one needs much memory all the same.
+func garbage(collect bool) {
+	if collect {
+		debug.SetMemoryLimit(math.MaxInt64)
+		debug.SetGCPercent(100)
+	} else {
+		debug.SetMemoryLimit(256 << 20)
+		debug.SetGCPercent(-1)
+	}
+}
+
+// app is what the verbs share.
+type app struct {
+	out     *bufio.Writer // results
+	err     io.Writer     // talk
+	verbose bool
+	json    bool
+}
+
+// usageError is a command line that makes no sense, as opposed to one that
+// could not be done.
+type usageError struct{ error }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// hinted is an error with advice that only the command line can give.
+type hinted struct {
+	error
+	hint string
+}
+
+func (h hinted) Unwrap() error { return h.error }
+
+// errSilent fails without a message: the verb has said it all.
+var errSilent = errors.New("failed")
+
+func run(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writer) int {
+	a := &app{out: bufio.NewWriter(stdout), err: stderr}
+	root := a.root()
+	root.SetArgs(args)
+	root.SetOut(a.out)
+	root.SetErr(stderr)
+	started := false // what fails before a verb starts is misuse
+	root.PersistentPreRun = func(*cobra.Command, []string) { started = true }
+
+	err := root.ExecuteContext(ctx)
+	if ferr := a.out.Flush(); err == nil && ferr != nil {
+		err = fmt.Errorf("write the results: %w", ferr)
+	}
+	if err == nil {
+		return exitDone
+	}
+	if !errors.Is(err, errSilent) {
+		fmt.Fprintf(stderr, "ccload: %s\n", strings.TrimSpace(err.Error()))
+		if h := hint(err); h != "" {
+			fmt.Fprintf(stderr, "hint: %s\n", h)
+		}
+	}
+	var usage usageError
+	if !started || errors.As(err, &usage) {
+		return exitMisuse
+	}
+	return exitFailed
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "ccload",
+		Short: "TCP congestion controls as BPF plug-ins: register, use, measure, draw",
+		Example: `  ccload register bpf_cubic
+  ccload run --cc bpf_cubic,cubic --rate 20mbit --rtt 40ms --duration 20s
+  ccload unregister bpf_cubic`,
+		Version:       release(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.ArbitraryArgs,
+	}
+	root.SetVersionTemplate("ccload {{.Version}}\n")
+	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "say what is being done")
+	verbs := []*cobra.Command{a.list(), a.show(), a.register(), a.unregister(), a.use(), a.doctor(), a.run(), a.plot()}
+	root.AddCommand(verbs...)
+	root.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			cmd.SetOut(a.err)
+			cmd.Help()
+			return usageError{errSilent}
+		}
+		var names []string
+		for _, v := range verbs {
+			names = append(names, v.Name())
+		}
+		return hinted{usagef("verb %q: unknown", args[0]), didYouMean(registry.Nearest(args[0], names), "ccload --help lists the verbs")}
+	}
+	return root
+}
+
+// release is the version, or the commit where it was not built by the Makefile.
+func release() string {
+	if info, ok := debug.ReadBuildInfo(); ok && version == "unknown" {
+		return info.Main.Version
+	}
+	return version
+}
+
+// withJSON gives a verb the flag --json.
+func (a *app) withJSON(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().BoolVar(&a.json, "json", false, "print the result as JSON")
+	return cmd
+}
+
+// print writes a result: as JSON if that is wanted, else by the function.
+func (a *app) print(result any, text func()) error {
+	if !a.json {
+		text()
+		return nil
+	}
+	enc := json.NewEncoder(a.out)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(result)
+}
+
+func (a *app) printf(format string, args ...any) { fmt.Fprintf(a.out, format, args...) }
+
+// say talks to the user; sayv only if that is wanted.
+func (a *app) say(format string, args ...any) {
+	a.out.Flush() // so that talk and results keep their order on a terminal
+	fmt.Fprintf(a.err, format+"\n", args...)
+}
+
+func (a *app) sayv(format string, args ...any) {
+	if a.verbose {
+		a.say("ccload: "+format, args...)
+	}
+}
+
+func (a *app) warn(warnings []string) {
+	for _, w := range warnings {
+		a.say("ccload: warning: %s", w)
+	}
+}

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"log"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"ccload/internal/kerneltest"
+	"ccload/registry"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+)
+
+var update = flag.Bool("update", false, "write the golden parts of testdata/*.txtar anew")
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"ccload": main,
+		"nobody": asNobody,
+		"locked": lockedDown,
+	})
+}
+
+// TestSessions runs testdata/*.txtar through the real main on the real kernel. A
+// script that leaves the kernel other than it found it fails; "unchanged" looks
+// in between. Besides the usual commands there are
+//
+//	status N COMMAND…     the exit status must be N
+//	unchanged             the kernel is as it was when the script began
+//	other FILE.o PIN      another tool registers the object's congestion control
+//	stale PIN             a pin of something that is no congestion control
+//	patch IN OLD NEW OUT  bytes in the place of others, written as in Go strings
+//	nobody COMMAND…       as a user without any capability
+//	locked COMMAND…       where the kernel refuses BPF even to root
+//
+// $OBJECTS holds the law-breaking objects of structops/testdata, $BPF the objects
+// of the catalogue.
+func TestSessions(t *testing.T) {
+	kerneltest.Privileged(t)
+	objects, err := filepath.Abs("../../structops/testdata")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bpf, err := filepath.Abs("../../bpf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	testscript.RunT(sequential{t}, testscript.Params{
+		Dir:                 "testdata",
+		UpdateScripts:       *update,
+		RequireExplicitExec: true,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("OBJECTS", objects)
+			env.Setenv("BPF", bpf)
+			before, err := kerneltest.Take()
+			env.Values["before"] = before
+			env.Defer(func() {
+				err := before.Check()
+				cleanUp()
+				if err != nil {
+					env.T().Fatal(err)
+				}
+			})
+			return err
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"status":    status,
+			"unchanged": unchanged,
+			"other":     other,
+			"stale":     stale,
+			"patch":     patch,
+		},
+	})
+}
+
+// sequential keeps scripts from running at the same time: there is one kernel.
+type sequential struct{ *testing.T }
+
+func (sequential) Parallel() {}
+
+func (s sequential) Run(name string, f func(testscript.T)) {
+	s.T.Run(name, func(t *testing.T) { f(sequential{t}) })
+}
+
+func (sequential) Verbose() bool { return testing.Verbose() }
+
+func status(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: status N COMMAND…")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	err = ts.Exec(args[1], args[2:]...)
+	got := 0
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		got = exit.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if got != want {
+		ts.Fatalf("exit status is %d, want %d", got, want)
+	}
+}
+
+func unchanged(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 0 {
+		ts.Fatalf("usage: unchanged")
+	}
+	ts.Check(ts.Value("before").(kerneltest.Snapshot).Check())
+}
+
+// cleanUp takes out what a failed script has left, so that the next may pass: all
+// names of the scripts begin with cct.
+func cleanUp() {
+	entries, _, _ := registry.List()
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name, "cct") {
+			registry.Unregister(e.Name, registry.UnregisterOptions{Reset: "reno"})
+		}
+	}
+}
+
+// other does what a loader over the library does that knows nothing of ccload.
+func other(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: other FILE.o PIN")
+	}
+	coll, err := ebpf.LoadCollection(args[0])
+	ts.Check(err)
+	defer coll.Close()
+	for _, m := range coll.Maps {
+		if m.Type() == ebpf.StructOpsMap {
+			l, err := link.AttachStructOps(link.StructOpsOptions{Map: m})
+			ts.Check(err)
+			defer l.Close()
+			ts.Check(l.Pin(args[1]))
+		}
+	}
+}
+
+func stale(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: stale PIN")
+	}
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	ts.Check(err)
+	defer m.Close()
+	ts.Check(m.Pin(args[0]))
+}
+
+func patch(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 4 {
+		ts.Fatalf("usage: patch IN OLD NEW OUT")
+	}
+	obj, err := os.ReadFile(ts.MkAbs(args[0]))
+	ts.Check(err)
+	var part [2][]byte
+	for i := range part {
+		s, err := strconv.Unquote(`"` + args[1+i] + `"`)
+		ts.Check(err)
+		part[i] = []byte(s)
+	}
+	if len(part[0]) != len(part[1]) || !bytes.Contains(obj, part[0]) {
+		ts.Fatalf("cannot patch %s to %s", args[1], args[2])
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[3]), bytes.ReplaceAll(obj, part[0], part[1]), 0o600))
+}
+
+// asNobody runs a command of TestMain as a user without capabilities. That user
+// may not look into the directory of the test binary, so it runs what root opened.
+func asNobody() {
+	self := must(os.Executable())
+	fd := must(unix.Open(self, unix.O_RDONLY, 0))
+	check(unix.Chdir("/"))
+	check(unix.Setgroups(nil))
+	check(unix.Setgid(65534))
+	check(unix.Setuid(65534))
+	check(unix.Exec(fmt.Sprintf("/proc/self/fd/%d", fd), os.Args[1:], os.Environ()))
+}
+
+// lockedDown runs a command of TestMain where bpf(2) is refused with EPERM, as a
+// locked-down kernel or a container's seccomp filter does.
+func lockedDown() {
+	runtime.LockOSThread()
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}, // seccomp_data.nr
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_BPF, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	check(unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+	check(unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&prog)), 0, 0))
+	check(unix.Exec(must(os.Executable()), os.Args[1:], os.Environ()))
+}
+
+func must[T any](v T, err error) T {
+	check(err)
+	return v
+}
+
+func check(err error) {
+	if err != nil {
+		log.Fatal(err)
+	}
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+
+	"ccload/harness/trace"
+	"ccload/plots"
+
+	"github.com/spf13/cobra"
+)
+
+func (a *app) plot() *cobra.Command {
+	var to string
+	cmd := &cobra.Command{
+		Use:   "plot DIR…",
+		Short: "Draw results: window, RTT, throughput and queue over time",
+		Long: `Draw results on one time axis: window and ssthresh, smoothed RTT, throughput and
+the queue of the bottleneck. A DIR is a directory of results, or holds such.`,
+		Example: "  ccload plot results/20260101-120000-bpf_cubic-cubic\n  ccload plot results/a results/b -o rivals.pdf",
+		Args:    cobra.MinimumNArgs(1),
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			return nil, cobra.ShellCompDirectiveFilterDirs
+		},
+		RunE: func(_ *cobra.Command, dirs []string) error {
+			garbage(true)
+			if to == "" {
+				to = "plot.png"
+				if len(dirs) == 1 {
+					to = filepath.Join(dirs[0], to)
+				}
+			}
+			results, err := open(dirs)
+			if err != nil {
+				return err
+			}
+			warnings, err := plots.Save(to, results)
+			if errors.Is(err, plots.ErrFormat) {
+				return usageError{err}
+			}
+			if err != nil {
+				return err
+			}
+			a.warn(warnings)
+			a.printf("%s\n", to)
+			return nil
+		},
+	}
+	cmd.Flags().StringVarP(&to, "output", "o", "", "picture: `FILE`.png, .svg or .pdf (default DIR/plot.png)")
+	return cmd
+}
+
+// open reads the results in the directories, and in those below them.
+func open(dirs []string) ([]*trace.Result, error) {
+	var results []*trace.Result
+	for _, dir := range dirs {
+		before := len(results)
+		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() || d.Name() != "run.json" {
+				return err
+			}
+			r, err := trace.Open(filepath.Dir(path))
+			if err == nil {
+				results = append(results, r)
+			}
+			return err
+		})
+		if err == nil && len(results) == before {
+			err = fmt.Errorf("results %q: there are none", dir)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return results, nil
+}

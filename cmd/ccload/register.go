@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"ccload/cc"
+	"ccload/registry"
+	"ccload/structops"
+
+	"github.com/spf13/cobra"
+)
+
+// registered is what register did.
+type registered struct {
+	*registry.Registration
+	Default *registry.Change `json:"default,omitempty"`
+}
+
+func (a *app) register() *cobra.Command {
+	var o registry.Options
+	var set []string
+	var def, log bool
+	cmd := a.withJSON(&cobra.Command{
+		Use:   "register NAME|FILE.o",
+		Short: "Put a congestion control into the kernel",
+		Long: `Put a congestion control into the kernel: one from the catalogue by its name, or
+one from any BPF object file. It stays until it is unregistered or the machine
+goes down; a pin on bpffs holds it.
+
+The catalogue: ` + catalogue(),
+		Example: `  ccload register bpf_cubic
+  ccload register bpf_cubic --as gentle --set beta=0.9 --allow
+  ccload register mine.bpf.o --map mine`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: objects,
+		RunE: func(_ *cobra.Command, args []string) error {
+			spec, err := parse(args[0], set)
+			if err != nil {
+				return err
+			}
+			if alg := cc.Lookup(args[0]); alg != nil && o.Map == "" {
+				o.Map = alg.Name
+			}
+			for _, ops := range spec.Ops {
+				a.sayv("object: map %q, congestion control %q, licence %q", ops.Map, ops.Name, spec.License)
+			}
+			r, err := registry.Register(spec, o)
+			if v, ok := errors.AsType[*structops.VerifierError](err); ok && log {
+				return hinted{fmt.Errorf("register %q:\n%+v", args[0], v), ""}
+			}
+			if err != nil {
+				return err
+			}
+			done := &registered{Registration: r}
+			if def {
+				if done.Default, err = registry.SetDefault(nil, r.Name, false); err != nil {
+					_, uerr := registry.Unregister(r.Name, registry.UnregisterOptions{})
+					return errors.Join(err, uerr)
+				}
+			}
+			a.warn(r.Warnings)
+			err = a.print(done, func() {
+				a.printf("registered %s (map %d", r.Name, r.MapID)
+				if r.LinkID != 0 {
+					a.printf(", link %d", r.LinkID)
+				}
+				a.printf("), pinned at %s\n", r.Pin)
+			})
+			switch {
+			case a.json:
+			case def:
+				a.say("the default was %[1]s; to go back: ccload unregister %[2]s --reset %[1]s", done.Default.Before, r.Name)
+			default:
+				a.say("to make it the default: ccload use %[1]s; to take it out: ccload unregister %[1]s", r.Name)
+			}
+			return err
+		},
+	})
+	f := cmd.Flags()
+	f.StringVar(&o.Map, "map", "", "which (`M`) of several congestion controls in the file, by its variable")
+	f.StringVar(&o.Name, "as", "", "register it under another `NAME`")
+	f.StringArrayVar(&set, "set", nil, "set a tunable, `K=V`; may be repeated")
+	f.BoolVar(&o.Allow, "allow", false, "let unprivileged sockets and other network namespaces choose it")
+	f.BoolVar(&def, "default", false, "make it the default of this network namespace")
+	f.BoolVar(&log, "log", false, "when the verifier refuses it, print its whole log")
+	cmd.RegisterFlagCompletionFunc("set", settings)
+	cmd.RegisterFlagCompletionFunc("map", cobra.NoFileCompletions)
+	cmd.RegisterFlagCompletionFunc("as", cobra.NoFileCompletions)
+	return cmd
+}
+
+func catalogue() string {
+	var names []string
+	for _, alg := range cc.All() {
+		names = append(names, alg.Name)
+	}
+	return strings.Join(names, ", ")
+}
+
+// parse finds the object that the user means and sets its tunables.
+func parse(what string, set []string) (*structops.Spec, error) {
+	settings := map[string]string{}
+	for _, s := range set {
+		k, v, ok := strings.Cut(s, "=")
+		if !ok || k == "" {
+			return nil, usagef("--set %q: not of the form K=V", s)
+		}
+		if _, twice := settings[k]; twice {
+			return nil, usagef("--set %q: set twice", k)
+		}
+		settings[k] = v
+	}
+	if strings.ContainsRune(what, '/') || strings.HasSuffix(what, ".o") {
+		return parseFile(what, settings)
+	}
+	alg := cc.Lookup(what)
+	if alg == nil {
+		if _, err := os.Stat(what); err == nil {
+			return parseFile(what, settings)
+		}
+		return nil, hinted{fmt.Errorf("register %q: neither in the catalogue (%s) nor a file", what, catalogue()),
+			didYouMean(registry.Nearest(what, strings.Split(catalogue(), ", ")), "")}
+	}
+	vars, err := alg.Configure(settings)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := structops.Parse(alg.Object())
+	if err != nil {
+		return nil, fmt.Errorf("register %q: %w", what, err)
+	}
+	for k, v := range vars {
+		if err := spec.Set(k, v); err != nil {
+			return nil, err
+		}
+	}
+	return spec, nil
+}
+
+func parseFile(path string, settings map[string]string) (*structops.Spec, error) {
+	fail := func(err error) (*structops.Spec, error) {
+		return nil, fmt.Errorf("register %q: %w", path, err)
+	}
+	b, err := os.ReadFile(path)
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		err = e.Err // the path is said already
+	}
+	if err != nil {
+		return fail(err)
+	}
+	spec, err := structops.Parse(b)
+	if err != nil {
+		return fail(err)
+	}
+	for k, v := range settings {
+		if err := spec.Set(k, v); err != nil {
+			if errors.Is(err, structops.ErrNotFound) {
+				var names []string
+				for _, p := range spec.Params() {
+					names = append(names, p.Name)
+				}
+				err = hinted{err, didYouMean(registry.Nearest(k, names), "")}
+			}
+			return fail(err)
+		}
+	}
+	return spec, nil
+}

@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"ccload/harness"
+	"ccload/harness/trace"
+	"ccload/registry"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+// runFlags are an experiment as the user writes it.
+type runFlags struct {
+	cc                             []string
+	rate, rtt, buffer, loss, ecn   string
+	duration, interval, perAck, to string
+	flows, repeat                  int
+	seed                           uint64
+	together                       bool
+}
+
+func (a *app) run() *cobra.Command {
+	var f runFlags
+	cmd := a.withJSON(&cobra.Command{
+		Use:   "run --cc A,B…",
+		Short: "Measure congestion controls on an emulated link",
+		Long: `Measure congestion controls on an emulated link: each in a run of its own, or all
+at once with --together, in network namespaces that vanish afterwards. A
+directory of results for each run is left behind.`,
+		Example: `  ccload run --cc bpf_cubic,cubic --rate 20mbit --rtt 40ms --buffer 1bdp
+  ccload run --cc bpf_dctcp --ecn 20p --flows 2
+  ccload run --cc cubic,reno --together --loss 0.01% -o results/rivals`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.runAll(cmd.Context(), &f) },
+	})
+	fl := cmd.Flags()
+	fl.StringSliceVar(&f.cc, "cc", nil, "congestion controls, `A,B…`")
+	fl.StringVar(&f.rate, "rate", "50mbit", "`RATE` of the bottleneck: bit, kbit, mbit, gbit")
+	fl.StringVar(&f.rtt, "rtt", "40ms", "two-way delay of the empty link, a `TIME`: us, ms, s")
+	fl.StringVar(&f.buffer, "buffer", "1bdp", "`SIZE` of the bottleneck's buffer: 1bdp, 100p (packets), 150kb")
+	fl.StringVar(&f.loss, "loss", "", "`LOSS` on purpose: 0.01% at random, or exactly 1/10000")
+	fl.StringVar(&f.ecn, "ecn", "", "mark CE when more than `N` packets wait, such as 20p")
+	fl.IntVar(&f.flows, "flows", 1, "`N` flows of each congestion control")
+	fl.StringVar(&f.duration, "duration", "20s", "`TIME` that the flows send")
+	fl.Uint64Var(&f.seed, "seed", 1, "`N`, from which all that is random comes")
+	fl.IntVar(&f.repeat, "repeat", 1, "`N` runs of each, the seed one more each time")
+	fl.StringVar(&f.interval, "interval", "10ms", "`TIME` between samples of every socket")
+	fl.StringVar(&f.perAck, "per-ack", "auto", "sample on every ACK too: `auto`, on or off")
+	fl.BoolVar(&f.together, "together", false, "all congestion controls in one run, side by side")
+	fl.StringVarP(&f.to, "output", "o", "", "`DIR` for the results (default results/TIME-CC…)")
+	cmd.RegisterFlagCompletionFunc("cc", nameList)
+	cmd.RegisterFlagCompletionFunc("per-ack", cobra.FixedCompletions([]string{"auto", "on", "off"}, cobra.ShellCompDirectiveNoFileComp))
+	cmd.MarkFlagDirname("output")
+	return cmd
+}
+
+// task is one run to be done.
+type task struct {
+	dir string
+	exp trace.Experiment
+}
+
+func (a *app) runAll(ctx context.Context, f *runFlags) error {
+	garbage(true)
+	base, err := f.experiment()
+	if err != nil {
+		return usageError{err}
+	}
+	if f.to == "" {
+		f.to = filepath.Join("results", time.Now().Format("20060102-150405")+"-"+strings.Join(f.cc, "-"))
+	}
+	tasks := f.tasks(base)
+	for i := range tasks {
+		if tasks[i].exp, err = harness.Defaults(tasks[i].exp); err != nil {
+			return usageError{err}
+		}
+	}
+	for _, name := range f.cc {
+		if err := registry.Require(name); err != nil {
+			return err
+		}
+	}
+	if f.perAck == "on" {
+		if err := tryTracepoint(); err != nil {
+			return fmt.Errorf("samples on every ACK: tracepoint tcp_probe: %w", err)
+		}
+	}
+	opts := harness.Options{Objects: objectsOf(f.cc), Versions: versions()}
+	var runs []*trace.Run
+	for _, t := range tasks {
+		a.sayv("running %s for %s into %s", t.exp.Name, exact(t.exp.Duration, "s"), t.dir)
+		opts.Dir, opts.Progress = t.dir, a.progress(t.exp.Name)
+		r, err := harness.Run(ctx, t.exp, opts)
+		a.progressOver()
+		if r != nil {
+			runs = append(runs, r)
+		}
+		if err == nil && ctx.Err() != nil {
+			err = errors.New("interrupted; what there is was kept")
+		}
+		if err != nil {
+			err = fmt.Errorf("run %q: %w", t.exp.Name, err)
+			if len(runs) > 0 {
+				err = errors.Join(err, a.printRuns(runs))
+			}
+			return err
+		}
+	}
+	if err := a.printRuns(runs); err != nil {
+		return err
+	}
+	if !a.json {
+		a.say("results in %s; to draw them: ccload plot %[1]s", f.to)
+	}
+	return nil
+}
+
+// experiment reads the flags: what all runs have in common.
+func (f *runFlags) experiment() (e trace.Experiment, err error) {
+	if len(f.cc) == 0 {
+		return e, errors.New("which congestion controls? --cc A,B…")
+	}
+	for i, name := range f.cc {
+		if slices.Contains(f.cc[:i], name) {
+			return e, fmt.Errorf("--cc %q: twice; --flows N gives it several flows", name)
+		}
+		if name == "" || strings.ContainsRune(name, '/') {
+			return e, fmt.Errorf("--cc %q: not a name", name)
+		}
+	}
+	if f.flows < 1 {
+		return e, fmt.Errorf("--flows %d: at least 1", f.flows)
+	}
+	if f.repeat < 1 {
+		return e, fmt.Errorf("--repeat %d: at least 1", f.repeat)
+	}
+	switch f.perAck {
+	case "auto", "on":
+		e.PerAck = true
+	case "off":
+	default:
+		return e, fmt.Errorf("--per-ack %q: auto, on or off", f.perAck)
+	}
+	e.Seed, e.Link.MTU = f.seed, 1500
+	for _, q := range []struct {
+		flag, text string
+		parse      func(string) (float64, error)
+		to         *float64
+	}{
+		{"rate", f.rate, harness.ParseRate, &e.Link.Rate},
+		{"rtt", f.rtt, harness.ParseTime, &e.Link.RTT},
+		{"duration", f.duration, harness.ParseTime, &e.Duration},
+		{"interval", f.interval, harness.ParseTime, &e.Interval},
+	} {
+		if *q.to, err = q.parse(q.text); err != nil {
+			return e, fmt.Errorf("--%s: %w", q.flag, err)
+		}
+	}
+	if e.Duration == 0 || e.Interval == 0 {
+		return e, errors.New("--duration and --interval: more than 0")
+	}
+	if e.Link.Buffer, e.Link.BufferBDP, err = harness.ParseBuffer(f.buffer, e.Link.MTU); err != nil {
+		return e, fmt.Errorf("--buffer: %w", err)
+	}
+	if f.loss != "" {
+		if e.Link.Loss, err = harness.ParseLoss(f.loss); err != nil {
+			return e, fmt.Errorf("--loss: %w", err)
+		}
+	}
+	if f.ecn != "" {
+		if e.Link.ECN, err = harness.ParseECN(f.ecn); err != nil {
+			return e, fmt.Errorf("--ecn: %w", err)
+		}
+	}
+	return e, nil
+}
+
+// objectsOf tells what the BPF congestion controls are made of: the tags of their
+// programs, which are hashes of the code, and their parameters.
+func objectsOf(names []string) map[string]string {
+	entries, _, err := registry.List()
+	if err != nil {
+		return nil
+	}
+	objects := map[string]string{}
+	for _, e := range entries {
+		if e.Kind != registry.BPF || !slices.Contains(names, e.Name) {
+			continue
+		}
+		var parts []string
+		for _, p := range e.Programs {
+			parts = append(parts, p.Member+":"+p.Tag)
+		}
+		for _, k := range slices.Sorted(maps.Keys(e.Params)) {
+			parts = append(parts, fmt.Sprintf("%s=%v", k, e.Params[k]))
+		}
+		objects[e.Name] = strings.Join(parts, " ")
+	}
+	return objects
+}
+
+func versions() map[string]string {
+	v := map[string]string{"ccload": release(), "go": runtime.Version()}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, d := range info.Deps {
+			if d.Path == "github.com/cilium/ebpf" {
+				v[d.Path] = d.Version
+			}
+		}
+	}
+	return v
+}
+
+// progress shows how far a run is on one line of a terminal; elsewhere nothing.
+func (a *app) progress(name string) func(elapsed, total time.Duration) {
+	if !a.terminal() {
+		return nil
+	}
+	return func(elapsed, total time.Duration) {
+		fmt.Fprintf(a.err, "\r%s: %.0f of %.0f s\x1b[K", name, elapsed.Seconds(), total.Seconds())
+	}
+}
+
+func (a *app) progressOver() {
+	if a.terminal() {
+		fmt.Fprint(a.err, "\r\x1b[K")
+	}
+}
+
+// terminal says whether the talk goes to a terminal.
+func (a *app) terminal() bool {
+	f, ok := a.err.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
+// tasks are the runs that the flags ask for: one for each congestion control, or
+// one for all together, and each as often as wanted. Where there are several,
+// each has a directory of its own in the one for the results.
+func (f *runFlags) tasks(base trace.Experiment) []task {
+	groups := [][]string{f.cc}
+	if !f.together {
+		groups = nil
+		for _, name := range f.cc {
+			groups = append(groups, []string{name})
+		}
+	}
+	var tasks []task
+	for _, group := range groups {
+		for i := range f.repeat {
+			t := task{dir: f.to, exp: base}
+			t.exp.Name = strings.Join(group, "+")
+			t.exp.Seed += uint64(i)
+			if len(groups) > 1 {
+				t.dir = filepath.Join(t.dir, t.exp.Name)
+			}
+			if f.repeat > 1 {
+				t.dir = filepath.Join(t.dir, strconv.Itoa(i+1))
+				t.exp.Name += " " + strconv.Itoa(i+1)
+			}
+			for _, name := range group {
+				for range f.flows {
+					t.exp.Flows = append(t.exp.Flows, trace.Flow{ID: len(t.exp.Flows) + 1, CC: name})
+				}
+			}
+			tasks = append(tasks, t)
+		}
+	}
+	return tasks
+}
+
+// printRuns prints the results: as JSON one run as it is, several as an array.
+func (a *app) printRuns(runs []*trace.Run) error {
+	for _, r := range runs {
+		for _, w := range r.Warnings {
+			a.say("ccload: warning: %s: %s", r.Experiment.Name, w)
+		}
+	}
+	var result any = runs
+	if len(runs) == 1 {
+		result = runs[0]
+	}
+	return a.print(result, func() {
+		w := a.table()
+		w.row("RUN", "FLOW", "CC", "THROUGHPUT", "CWND MEAN", "MAX", "SRTT P50", "P95", "RETRANSMITS", "LOSS EPISODES")
+		for _, r := range runs {
+			for _, f := range r.Flows {
+				w.row(r.Experiment.Name, strconv.Itoa(f.ID), f.CC, rate(f.Throughput),
+					fmt.Sprintf("%.1f", f.CwndMean), fmt.Sprintf("%.0f", f.CwndMax), seconds(f.SRTTp50), seconds(f.SRTTp95),
+					strconv.FormatUint(f.Retransmits, 10), strconv.Itoa(f.LossEpisodes))
+			}
+		}
+		w.Flush()
+		a.printf("\n")
+		w = a.table()
+		w.row("RUN", "LINK", "MEASURED", "QUEUE MEAN", "MAX", "DROPS", "LOSSES", "MARKS", "UTILISATION", "JAIN")
+		for _, r := range runs {
+			l, b := r.Link, r.Bottleneck
+			fairness := "" // there is none of one flow
+			if len(r.Flows) > 1 {
+				fairness = fmt.Sprintf("%.3f", r.Jain)
+			}
+			w.row(r.Experiment.Name, fmt.Sprintf("%s, %s, %d packets", exact(l.Rate, "bit/s"), exact(l.RTT, "s"), l.Buffer),
+				fmt.Sprintf("%s, %s", rate(l.Measured.Rate), seconds(l.Measured.RTT)),
+				fmt.Sprintf("%.1f", b.QueueMean), strconv.Itoa(b.QueueMax), fmt.Sprint(b.Drops), fmt.Sprint(b.Losses), fmt.Sprint(b.Marks),
+				fmt.Sprintf("%.1f %%", 100*b.Utilisation), fairness)
+		}
+		w.Flush()
+	})
+}
+
+func rate(v float64) string { return measured(v, "bit/s") }
+
+func seconds(v float64) string { return measured(v, "s") }
+
+// measured writes what was measured with four digits, exact what was asked for
+// with as many as it has.
+func measured(v float64, unit string) string {
+	v, prefix := scale(v)
+	decimals := 3
+	for a := math.Abs(v); a >= 9.9995 && decimals > 0; a /= 10 {
+		decimals--
+	}
+	return strconv.FormatFloat(v, 'f', decimals, 64) + " " + prefix + unit
+}
+
+func exact(v float64, unit string) string {
+	v, prefix := scale(v)
+	return strconv.FormatFloat(v, 'g', 6, 64) + " " + prefix + unit
+}
+
+// scale finds the prefix with which a quantity is between 1 and 1000.
+func scale(v float64) (float64, string) {
+	prefixes := []string{"n", "µ", "m", "", "k", "M", "G", "T"}
+	i := 3
+	for ; math.Abs(v) >= 999.95 && i < len(prefixes)-1; i++ {
+		v /= 1000
+	}
+	for ; v != 0 && math.Abs(v) < 0.99995 && i > 0; i-- {
+		v *= 1000
+	}
+	return v, prefixes[i]
+}

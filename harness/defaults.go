@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package harness
+
+import (
+	"fmt"
+	"math"
+
+	"ccload/harness/trace"
+)
+
+// Userspace is the kind of link that Run makes: ccload's own, over TUN devices.
+const Userspace = "userspace"
+
+// What an experiment may ask for.
+const (
+	minRate, maxRate         = 10e3, 10e9 // bit/s
+	maxRTT                   = 10.0       // s
+	maxBuffer                = 1 << 20    // packets
+	minMTU, maxMTU           = 576, 9000  // bytes
+	maxFlows                 = 1000
+	maxDuration              = 86400.0 // s
+	minInterval, maxInterval = 1e-3, 60.0
+)
+
+// Defaults fills in what an experiment leaves out and refuses one that makes no
+// sense; the error says what is wrong with which value. It is pure: whether the
+// kernel knows the congestion controls is found out by Run.
+//
+//	Link.Kind      Userspace
+//	Link.MTU       1500
+//	Link.Buffer    of Link.BufferBDP, which is 1 by default; at least one packet.
+//	               If both are set, Buffer counts
+//	Duration       20 s
+//	Interval       10 ms
+//	Flow.ID        1, 2, … if none has one
+//	Flow.Duration  to the end of the experiment
+//
+// The bounds: rates from 10 kbit/s to 10 Gbit/s, an RTT of at most 10 s, at most
+// 2^20 packets of buffer, MTUs from 576 to 9000, 1 to 1000 flows, at most a day,
+// sampling intervals from 1 ms.
+func Defaults(e trace.Experiment) (trace.Experiment, error) {
+	fail := func(format string, args ...any) (trace.Experiment, error) {
+		what := "experiment"
+		if e.Name != "" {
+			what = fmt.Sprintf("experiment %q", e.Name)
+		}
+		return e, fmt.Errorf(what+": "+format, args...)
+	}
+
+	l := &e.Link
+	if l.Kind == "" {
+		l.Kind = Userspace
+	}
+	if l.Kind != Userspace {
+		return fail("link of kind %q: there is %q", l.Kind, Userspace)
+	}
+	if l.Rate == 0 {
+		return fail("the link has no rate")
+	}
+	if !within(l.Rate, minRate, maxRate) {
+		return fail("rate of %g bit/s: from 10 kbit/s to 10 Gbit/s", l.Rate)
+	}
+	if !within(l.RTT, 0, maxRTT) {
+		return fail("RTT of %g s: from 0 to %g s", l.RTT, maxRTT)
+	}
+	if l.MTU == 0 {
+		l.MTU = 1500
+	}
+	if l.MTU < minMTU || l.MTU > maxMTU {
+		return fail("MTU of %d bytes: from %d to %d", l.MTU, minMTU, maxMTU)
+	}
+	bdp := l.Rate * l.RTT / 8 / float64(l.MTU) // packets
+	if l.Buffer == 0 {
+		if l.BufferBDP == 0 {
+			l.BufferBDP = 1
+		}
+		if !within(l.BufferBDP, 0, math.MaxFloat64) || l.BufferBDP*bdp > maxBuffer {
+			return fail("buffer of %g BDP: more than 0 and at most %d packets (a BDP is %.1f)", l.BufferBDP, maxBuffer, bdp)
+		}
+		l.Buffer = max(1, int(math.Round(l.BufferBDP*bdp)))
+	} else {
+		l.BufferBDP = 0 // what it is of a link without a delay
+		if bdp > 0 {
+			l.BufferBDP = float64(l.Buffer) / bdp
+		}
+	}
+	if l.Buffer < 1 || l.Buffer > maxBuffer {
+		return fail("buffer of %d packets: from 1 to %d", l.Buffer, maxBuffer)
+	}
+	switch {
+	case l.Loss.Every != 0 && l.Loss.Probability != 0:
+		return fail("loss of every %dth packet and with probability %g: one of them", l.Loss.Every, l.Loss.Probability)
+	case l.Loss.Every != 0 && l.Loss.Every < 2:
+		return fail("loss of every %dth packet: from 2", l.Loss.Every)
+	case !within(l.Loss.Probability, 0, 1) || l.Loss.Probability == 1:
+		return fail("loss with probability %g: from 0 to less than 1", l.Loss.Probability)
+	}
+	if l.ECN < 0 {
+		return fail("marking when more than %d packets wait: from 1, or 0 for none", l.ECN)
+	}
+
+	if e.Duration == 0 {
+		e.Duration = 20
+	}
+	if !within(e.Duration, 0.001, maxDuration) {
+		return fail("duration of %g s: from 1 ms to a day", e.Duration)
+	}
+	if e.Interval == 0 {
+		e.Interval = 0.01
+	}
+	if !within(e.Interval, minInterval, maxInterval) {
+		return fail("sampling interval of %g s: from %g to %g s", e.Interval, minInterval, maxInterval)
+	}
+
+	if len(e.Flows) < 1 || len(e.Flows) > maxFlows {
+		return fail("%d flows: from 1 to %d", len(e.Flows), maxFlows)
+	}
+	e.Flows = append([]trace.Flow(nil), e.Flows...)
+	numbered := false
+	for _, f := range e.Flows {
+		numbered = numbered || f.ID != 0
+	}
+	seen := map[int]bool{}
+	for i := range e.Flows {
+		f := &e.Flows[i]
+		if !numbered {
+			f.ID = i + 1
+		}
+		if f.ID < 0 || f.ID > math.MaxInt32 || seen[f.ID] {
+			return fail("flow %d: its number is taken or out of range", f.ID)
+		}
+		seen[f.ID] = true
+		if f.CC == "" {
+			return fail("flow %d has no congestion control", f.ID)
+		}
+		if !within(f.Start, 0, e.Duration) || f.Start == e.Duration {
+			return fail("flow %d starts at %g s: the experiment lasts %g s", f.ID, f.Start, e.Duration)
+		}
+		if f.Duration == 0 {
+			f.Duration = e.Duration - f.Start
+		}
+		// Sums of decimal fractions are off by a little.
+		if !(f.Duration > 0) || f.Start+f.Duration > e.Duration*(1+1e-9) {
+			return fail("flow %d lasts %g s from %g s on: the experiment lasts %g s", f.ID, f.Duration, f.Start, e.Duration)
+		}
+		if f.Bytes < 0 {
+			return fail("flow %d has %d bytes to send", f.ID, f.Bytes)
+		}
+	}
+	return e, nil
+}
+
+// within is false for what is not a number.
+func within(v, lo, hi float64) bool { return v >= lo && v <= hi }

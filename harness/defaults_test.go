@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package harness
+
+import (
+	"math"
+	"reflect"
+	"strings"
+	"testing"
+
+	"ccload/harness/trace"
+)
+
+// valid is an experiment with nothing but what is required.
+func valid() trace.Experiment {
+	return trace.Experiment{Link: trace.Link{Rate: 20e6, RTT: 0.04}, Flows: []trace.Flow{{CC: "cubic"}, {CC: "reno", Start: 5}}}
+}
+
+func TestDefaults(t *testing.T) {
+	in := valid()
+	e, err := Defaults(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := trace.Experiment{
+		Link: trace.Link{
+			Kind: "userspace", Rate: 20e6, RTT: 0.04, MTU: 1500,
+			Buffer: 67, BufferBDP: 1, // 20 Mbit/s × 40 ms are 66.7 packets
+		},
+		Flows:    []trace.Flow{{ID: 1, CC: "cubic", Duration: 20}, {ID: 2, CC: "reno", Start: 5, Duration: 15}},
+		Duration: 20, Interval: 0.01,
+	}
+	if !reflect.DeepEqual(e, want) {
+		t.Errorf("got  %+v\nwant %+v", e, want)
+	}
+	if in.Flows[0].ID != 0 {
+		t.Error("the caller's flows were changed")
+	}
+	again, err := Defaults(e)
+	if err != nil || again.Link.Buffer != 67 || !reflect.DeepEqual(again.Flows, e.Flows) {
+		t.Errorf("once more: %+v, %v", again, err)
+	}
+
+	for name, c := range map[string]struct {
+		link    trace.Link
+		packets int
+		bdp     float64
+	}{
+		"two BDP":       {trace.Link{Rate: 12e6, RTT: 0.1, BufferBDP: 2}, 200, 2},
+		"packets":       {trace.Link{Rate: 12e6, RTT: 0.1, Buffer: 50}, 50, 0.5},
+		"at least one":  {trace.Link{Rate: 12e6, RTT: 0.1, BufferBDP: 1e-6}, 1, 1e-6},
+		"no delay":      {trace.Link{Rate: 12e6, Buffer: 50}, 50, 0},
+		"nor a buffer":  {trace.Link{Rate: 12e6}, 1, 1},
+		"smaller MTU":   {trace.Link{Rate: 12e6, RTT: 0.1, MTU: 750}, 200, 1},
+		"packets count": {trace.Link{Rate: 12e6, RTT: 0.1, Buffer: 50, BufferBDP: 7}, 50, 0.5},
+	} {
+		e := valid()
+		e.Link = c.link
+		if got, err := Defaults(e); err != nil || got.Link.Buffer != c.packets || got.Link.BufferBDP != c.bdp {
+			t.Errorf("%s: %d packets, %g BDP, %v; want %d, %g", name, got.Link.Buffer, got.Link.BufferBDP, err, c.packets, c.bdp)
+		}
+	}
+}
+
+func TestDefaultsRefuses(t *testing.T) {
+	for want, spoil := range map[string]func(*trace.Experiment){
+		"no rate":                   func(e *trace.Experiment) { e.Link.Rate = 0 },
+		"rate of 9999 bit/s":        func(e *trace.Experiment) { e.Link.Rate = 9999 },
+		"rate of 1e+11 bit/s":       func(e *trace.Experiment) { e.Link.Rate = 1e11 },
+		"rate of NaN":               func(e *trace.Experiment) { e.Link.Rate = math.NaN() },
+		"RTT of -1 s":               func(e *trace.Experiment) { e.Link.RTT = -1 },
+		"RTT of 11 s":               func(e *trace.Experiment) { e.Link.RTT = 11 },
+		"MTU of 100":                func(e *trace.Experiment) { e.Link.MTU = 100 },
+		"MTU of 65535":              func(e *trace.Experiment) { e.Link.MTU = 65535 },
+		"buffer of -1 packets":      func(e *trace.Experiment) { e.Link.Buffer = -1 },
+		"buffer of -1 BDP":          func(e *trace.Experiment) { e.Link.BufferBDP = -1 },
+		"buffer of NaN BDP":         func(e *trace.Experiment) { e.Link.BufferBDP = math.NaN() },
+		"buffer of 1e+06 BDP":       func(e *trace.Experiment) { e.Link.BufferBDP = 1e6 },
+		"buffer of 2000000 packets": func(e *trace.Experiment) { e.Link.Buffer = 2000000 },
+		"one of them":               func(e *trace.Experiment) { e.Link.Loss = trace.Loss{Every: 10, Probability: 0.1} },
+		"every 1th packet":          func(e *trace.Experiment) { e.Link.Loss.Every = 1 },
+		"probability 1":             func(e *trace.Experiment) { e.Link.Loss.Probability = 1 },
+		"probability -0.1":          func(e *trace.Experiment) { e.Link.Loss.Probability = -0.1 },
+		"more than -1 packets":      func(e *trace.Experiment) { e.Link.ECN = -1 },
+		`kind "netem"`:              func(e *trace.Experiment) { e.Link.Kind = "netem" },
+		"duration of -1 s":          func(e *trace.Experiment) { e.Duration = -1 },
+		"duration of 100000 s":      func(e *trace.Experiment) { e.Duration = 1e5 },
+		"interval of 0.0001 s":      func(e *trace.Experiment) { e.Interval = 1e-4 },
+		"0 flows":                   func(e *trace.Experiment) { e.Flows = nil },
+		"1001 flows":                func(e *trace.Experiment) { e.Flows = make([]trace.Flow, 1001) },
+		"no congestion control":     func(e *trace.Experiment) { e.Flows[1].CC = "" },
+		"number is taken":           func(e *trace.Experiment) { e.Flows[0].ID, e.Flows[1].ID = 3, 3 },
+		"starts at 20 s":            func(e *trace.Experiment) { e.Flows[1].Start = 20 },
+		"starts at -1 s":            func(e *trace.Experiment) { e.Flows[1].Start = -1 },
+		"lasts 16 s from 5 s on":    func(e *trace.Experiment) { e.Flows[1].Duration = 16 },
+		"-5 bytes to send":          func(e *trace.Experiment) { e.Flows[1].Bytes = -5 },
+		`experiment "slow": `:       func(e *trace.Experiment) { e.Name, e.Link.Rate = "slow", 0 },
+	} {
+		e := valid()
+		spoil(&e)
+		if _, err := Defaults(e); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want one with %q", err, want)
+		}
+	}
+}

@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package harness runs experiments: TCP flows, each with a congestion control
+// chosen by its name, over one emulated link, watched while they run.
+//
+// Run makes two fresh network namespaces with the link between them (package
+// link), measures the empty link, lets the flows send (package flow), samples
+// them (package sampler) and writes what it saw (package trace). Whatever
+// happens, also when the process is killed, nothing of it stays: the namespaces
+// have no name, the devices are not persistent, and the sockets are ours.
+//
+// The harness knows congestion controls only by the names that the kernel has
+// for them. It neither puts them there nor cares what they are made of.
+package harness
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ccload/harness/flow"
+	"ccload/harness/link"
+	"ccload/harness/sampler"
+	"ccload/harness/trace"
+	"ccload/internal/netns"
+)
+
+// Options say how an experiment is run, other than what is to be run.
+type Options struct {
+	// Dir is the result directory to make; see trace.Create. It is required.
+	Dir string
+	// Progress is called a few times a second while the flows run.
+	Progress func(elapsed, total time.Duration)
+	// Ring is the size of the buffer for samples on ACKs; see sampler.OpenAck.
+	Ring int
+	// Objects and Versions are noted in the Run as they are.
+	Objects, Versions map[string]string
+}
+
+// Run runs one experiment, its defaults filled in (see Defaults), and returns
+// what is also in Options.Dir. It needs CAP_NET_ADMIN and CAP_SYS_ADMIN, and
+// /dev/net/tun; for samples on every ACK also CAP_BPF and CAP_PERFMON.
+//
+// What makes the run less trustworthy is no error but a check that failed, and a
+// warning. If the context ends the run, what was measured until then is kept,
+// Run.Incomplete is set and the error is nil; if it does so before the flows have
+// begun, the error is the context's.
+//
+// One run at a time in a process: two on one machine would measure each other.
+func Run(ctx context.Context, e trace.Experiment, opt Options) (*trace.Run, error) {
+	e, err := Defaults(e)
+	if err != nil {
+		return nil, err
+	}
+	if err := known(e.Flows); err != nil {
+		return nil, err
+	}
+	one.Lock()
+	defer one.Unlock()
+
+	// The threads of the link must never wait for a processor of the Go scheduler
+	// or for its garbage collector.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(8, runtime.GOMAXPROCS(0))))
+	defer debug.SetGCPercent(debug.SetGCPercent(400))
+
+	x, err := setUp(e, opt)
+	if err != nil {
+		return nil, err
+	}
+	defer x.close()
+	measured, err := probe(ctx, x.sender, x.receiver, e.Link)
+	if err != nil {
+		return nil, err
+	}
+	if x.out, err = trace.Create(opt.Dir); err != nil {
+		return nil, err
+	}
+	defer x.out.Close()
+	x.run.Link.Measured = measured
+	if err := x.send(ctx); err != nil {
+		return nil, err
+	}
+	x.summarise()
+	return x.run, x.out.Finish(x.run)
+}
+
+var one sync.Mutex
+
+// experiment is one that is set up.
+type experiment struct {
+	trace.Experiment
+	run *trace.Run
+	out *trace.Writer
+
+	sender, receiver *netns.NS
+	link             *link.Link
+	senders          []*flow.Sender   // by index of the flow
+	receivers        []*flow.Receiver // likewise
+	diag             *sampler.Diag
+	ack              *sampler.Ack // nil: not asked for, or not possible
+
+	start   int64 // ns: time 0
+	ran     time.Duration
+	results []flow.Result
+	end     *link.End
+
+	progress func(elapsed, total time.Duration)
+	cancel   context.CancelCauseFunc
+
+	mu      sync.Mutex
+	seen    map[trace.Source]map[int32]*seen
+	failure error // of writing what was seen
+}
+
+// The flows' ports, from the first flow's on.
+const (
+	senderPort   = 10000
+	receiverPort = 20000
+)
+
+// setUp makes everything but the flows.
+func setUp(e trace.Experiment, opt Options) (_ *experiment, err error) {
+	x := &experiment{Experiment: e, progress: opt.Progress, run: &trace.Run{
+		Format: trace.Format, Dir: opt.Dir, Seed: e.Seed, Experiment: e,
+		Objects: opt.Objects, Versions: opt.Versions,
+		Link: trace.LinkResult{Link: e.Link}, Checks: []trace.Check{}, Warnings: []string{},
+	}}
+	defer func() {
+		if err != nil {
+			x.close()
+		}
+	}()
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return nil, fmt.Errorf("uname: %w", err)
+	}
+	x.run.Kernel = unix.ByteSliceToString(uts.Release[:])
+
+	if x.sender, err = namespace(e.Link); err != nil {
+		return nil, err
+	}
+	if x.receiver, err = namespace(e.Link); err != nil {
+		return nil, err
+	}
+	if x.run.Sysctls, err = sysctls(x.sender); err != nil {
+		return nil, err
+	}
+	var id [3]byte
+	rand.Read(id[:])
+	if x.link, err = link.New(x.sender, x.receiver, hex.EncodeToString(id[:]), e.Link); err != nil {
+		return nil, err
+	}
+	if x.run.Offloads, err = x.link.Offloads(); err != nil {
+		return nil, err
+	}
+	for i, f := range e.Flows {
+		r, err := flow.Listen(x.receiver, x.to(i), f.CC)
+		if err != nil {
+			return nil, fmt.Errorf("flow %d: %w", f.ID, err)
+		}
+		x.receivers = append(x.receivers, r)
+		s, err := flow.Open(x.sender, x.from(i), f.CC)
+		if err != nil {
+			return nil, fmt.Errorf("flow %d: %w", f.ID, err)
+		}
+		x.senders = append(x.senders, s)
+	}
+	if x.diag, err = sampler.OpenDiag(x.sender); err != nil {
+		return nil, err
+	}
+	if e.PerAck {
+		if x.ack, err = sampler.OpenAck(x.sender, opt.Ring); err != nil {
+			x.warn("%v; there are samples at the interval only", err)
+			x.ack = nil
+		}
+	}
+	return x, nil
+}
+
+func (x *experiment) from(i int) netip.AddrPort {
+	return netip.AddrPortFrom(link.SenderAddr, senderPort+uint16(i))
+}
+
+func (x *experiment) to(i int) netip.AddrPort {
+	return netip.AddrPortFrom(link.ReceiverAddr, receiverPort+uint16(i))
+}
+
+func (x *experiment) warn(format string, args ...any) {
+	x.run.Warnings = append(x.run.Warnings, fmt.Sprintf(format, args...))
+}
+
+// close takes everything down. It may be called again, and at any time after
+// setUp has begun.
+func (x *experiment) close() {
+	for _, s := range x.senders {
+		s.Close()
+	}
+	for _, r := range x.receivers {
+		r.Close()
+	}
+	if x.diag != nil {
+		x.diag.Close()
+	}
+	if x.ack != nil {
+		x.ack.Close()
+	}
+	if x.link != nil {
+		x.link.Close()
+	}
+	for _, ns := range []*netns.NS{x.sender, x.receiver} {
+		if ns != nil {
+			ns.Close()
+		}
+	}
+}
+
+// send lets the flows run and collects what there is to see.
+func (x *experiment) send(ctx context.Context) error {
+	x.seen = map[trace.Source]map[int32]*seen{trace.Diag: {}, trace.Ack: {}}
+	t := sampler.Target{Flows: map[uint16]int32{}, Sink: x.sample}
+	peers := map[uint16]netip.AddrPort{}
+	for i, f := range x.Flows {
+		t.Flows[x.from(i).Port()], peers[x.from(i).Port()] = int32(f.ID), x.to(i)
+		for _, of := range x.seen {
+			of[int32(f.ID)] = newSeen()
+		}
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	x.cancel = cancel
+	rows := make(chan []trace.LinkSample, 256)
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		for chunk := range rows {
+			for _, r := range chunk {
+				x.wrote(x.out.Link(r))
+			}
+		}
+	}()
+
+	x.run.Started = time.Now().UTC().Format(time.RFC3339)
+	begun := time.Now()
+	x.start = x.link.Now()
+	t.Start = x.start
+	if err := x.link.Begin(x.start, x.Seed, rowInterval(x.Duration), rows); err != nil {
+		close(rows)
+		return err
+	}
+	x.diag.Start(t, link.SenderAddr, peers, seconds(x.Interval), x.link.Now)
+	if x.ack != nil {
+		x.ack.Start(t)
+	}
+
+	errs := make([]error, len(x.Flows))
+	x.results = make([]flow.Result, len(x.Flows))
+	var flows sync.WaitGroup
+	for i, f := range x.Flows {
+		flows.Go(func() {
+			select {
+			case <-time.After(time.Until(begun.Add(seconds(f.Start)))):
+			case <-ctx.Done():
+				return
+			}
+			d := time.Until(begun.Add(seconds(f.Start + f.Duration)))
+			if x.results[i], errs[i] = x.senders[i].Send(ctx, x.to(i), d, f.Bytes); errs[i] != nil {
+				cancel(errs[i])
+			}
+		})
+	}
+	over := make(chan struct{})
+	go func() { flows.Wait(); close(over) }()
+	x.watch(over, begun)
+	at := x.link.Now()
+	x.ran = time.Duration(at - x.start)
+	x.run.Incomplete = ctx.Err() != nil
+
+	errs = append(errs, x.diag.Close())
+	if x.ack != nil {
+		lost, err := x.ack.Close()
+		x.run.Sampling.Lost = lost
+		errs = append(errs, err)
+	}
+	var err error
+	if x.end, err = x.link.Finish(at); err != nil {
+		close(rows)
+	}
+	<-written
+	return errors.Join(append(errs, err, x.failure)...)
+}
+
+// watch waits until all flows are over and tells how far they are.
+func (x *experiment) watch(over <-chan struct{}, begun time.Time) {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-over:
+			return
+		case <-tick.C:
+			if x.progress != nil {
+				x.progress(time.Since(begun), seconds(x.Duration))
+			}
+		}
+	}
+}
+
+// sample takes a sample from any of the samplers.
+func (x *experiment) sample(s trace.Sample) {
+	x.wrote(x.out.Sample(s))
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.seen[s.Source][s.Flow].add(s)
+}
+
+// wrote notes the first error of writing and ends the run for it: what cannot be
+// kept need not be measured.
+func (x *experiment) wrote(err error) {
+	if err == nil {
+		return
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.failure == nil {
+		x.failure = err
+		x.cancel(err)
+	}
+}
+
+// rowInterval is the time between two rows of the link's state: 1 ms, or more
+// where a run is so long that there would be more than 100 000 of them.
+func rowInterval(duration float64) time.Duration {
+	return max(time.Millisecond, seconds(duration/1e5))
+}
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

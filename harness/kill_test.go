@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package harness
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"ccload/harness/trace"
+	"ccload/internal/kerneltest"
+	"ccload/internal/netns"
+)
+
+// childDir tells the test binary that it is the child of TestKill, and where its
+// results go.
+const childDir = "CCLOAD_TEST_KILL"
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(childDir); dir != "" {
+		e := trace.Experiment{Link: trace.Link{Rate: 20e6, RTT: 0.02}, Flows: flows("cubic"), Duration: 60, PerAck: true}
+		_, err := Run(context.Background(), e, Options{Dir: dir})
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// A process that is killed in the middle of a run leaves no device and no
+// namespace, and its results say that they are not whole.
+func TestKill(t *testing.T) {
+	kerneltest.Privileged(t)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "result")
+	cmd := exec.Command(exe)
+	cmd.Env = append(os.Environ(), childDir+"="+dir)
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+
+	// The child's namespaces, by its descriptors, once it sends.
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		if _, err := os.Stat(dir); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the child does not begin")
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	time.Sleep(300 * time.Millisecond)
+	children := map[string]*netns.NS{}
+	for path := range descriptors(t, cmd.Process.Pid) {
+		ns, err := netns.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ns.Close()
+		if devices := devices(t, ns); strings.Contains(devices, "cc") {
+			children[path] = ns
+		}
+	}
+	if len(children) != 2 {
+		t.Fatalf("the child has %d namespaces with devices of ours, want 2", len(children))
+	}
+
+	cmd.Process.Kill()
+	cmd.Wait()
+	// We hold the namespaces ourselves now, so they can be looked into: the devices must
+	// go with their descriptors, and nobody else may hold the namespaces.
+	for path, ns := range children {
+		deadline := time.Now().Add(5 * time.Second)
+		for strings.Contains(devices(t, ns), "cc") {
+			if time.Now().After(deadline) {
+				t.Errorf("%s: the devices are still there: %s", path, devices(t, ns))
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		ino, err := ns.Inode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		visible, err := netns.List("/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range visible {
+			if v.Inode == ino {
+				t.Errorf("%s: still in use: %+v", path, v)
+			}
+		}
+	}
+	if _, err := trace.Open(dir); err == nil || !strings.Contains(err.Error(), "the run did not end") {
+		t.Errorf("the results of a killed run: %v", err)
+	}
+}
+
+// descriptors finds a process's open network namespaces, a path for each.
+func descriptors(t *testing.T, pid int) map[string]bool {
+	t.Helper()
+	paths, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, seen := map[string]bool{}, map[string]bool{}
+	for _, p := range paths {
+		if to, err := os.Readlink(p); err == nil && strings.HasPrefix(to, "net:[") && !seen[to] {
+			seen[to], found[p] = true, true
+		}
+	}
+	return found
+}
+
+func devices(t *testing.T, ns *netns.NS) (list string) {
+	t.Helper()
+	if err := ns.Do(func() error {
+		b, err := os.ReadFile("/proc/thread-self/net/dev")
+		list = string(b)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return list
+}

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package harness
+
+import (
+	"math"
+	"strings"
+	"testing"
+
+	"ccload/harness/trace"
+)
+
+// bad is what a parser must refuse; the value is what the error has to say.
+type bad map[string]string
+
+func (b bad) check(t *testing.T, parse func(string) error) {
+	t.Helper()
+	for in, want := range b {
+		if err := parse(in); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: error %v, want one with %q", in, err, want)
+		}
+	}
+}
+
+// near allows for the rounding of binary fractions.
+func near(a, b float64) bool { return math.Abs(a-b) <= 1e-12*math.Abs(b) }
+
+func TestParseRate(t *testing.T) {
+	for in, want := range map[string]float64{
+		"20mbit": 20e6, "1gbit": 1e9, "500kbit": 5e5, "1.5Mbit": 1.5e6, "9600bit": 9600, "1000000": 1e6,
+		"1kibit": 1024, "1mbps": 8e6, "1mibps": 8 << 20, ".5gbit": 5e8, "1TBIT": 1e12,
+	} {
+		if got, err := ParseRate(in); err != nil || !near(got, want) {
+			t.Errorf("%q: %v, %v; want %v", in, got, err, want)
+		}
+	}
+	bad{
+		"": "not a number", "mbit": "not a number", "-1mbit": "not a number", "20mb": `unknown unit "mb"`, "20m": "unknown unit",
+		"20 mbit": "unknown unit", "0": "out of range", "0mbit": "out of range", "1e9": `unknown unit "e9"`, "1.2.3bit": "not a number",
+		"nan": "not a number", "inf": "not a number", "1xbit": "unknown unit", strings.Repeat("9", 400): "not a number",
+	}.check(t, func(s string) error { _, err := ParseRate(s); return err })
+}
+
+func TestParseTime(t *testing.T) {
+	for in, want := range map[string]float64{
+		"40ms": 0.04, "1s": 1, "100us": 1e-4, "100µs": 1e-4, "5ns": 5e-9, "2min": 120, "1.5h": 5400, "0s": 0, "3secs": 3, "7MSEC": 0.007,
+	} {
+		if got, err := ParseTime(in); err != nil || !near(got, want) {
+			t.Errorf("%q: %v, %v; want %v", in, got, err, want)
+		}
+	}
+	bad{"40": "say 40ms or 40s", "": "not a number", "ms": "not a number", "-1s": "not a number", "4 s": "unknown unit", "4d": "unknown unit"}.
+		check(t, func(s string) error { _, err := ParseTime(s); return err })
+}
+
+func TestParseBuffer(t *testing.T) {
+	for in, want := range map[string]struct {
+		packets int
+		bdp     float64
+	}{
+		"1bdp": {0, 1}, "0.5BDP": {0, 0.5}, "100p": {100, 0}, "64kb": {43, 0}, "1b": {1, 0}, "1500b": {1, 0}, "3000b": {2, 0}, "1mb": {699, 0},
+	} {
+		if p, b, err := ParseBuffer(in, 1500); err != nil || p != want.packets || b != want.bdp {
+			t.Errorf("%q: %v, %v, %v; want %v", in, p, b, err, want)
+		}
+	}
+	bad{"100": "say 100bdp, 100p", "0p": "out of range", "0bdp": "out of range", "1.5p": "whole number", "x": "not a number", "5q": "unknown unit"}.
+		check(t, func(s string) error { _, _, err := ParseBuffer(s, 1500); return err })
+}
+
+func TestParseLoss(t *testing.T) {
+	for in, want := range map[string]trace.Loss{
+		"0.01%": {Probability: 0.0001}, "1/10000": {Every: 10000}, "0.5": {Probability: 0.5}, "0%": {}, "1/2": {Every: 2},
+	} {
+		if got, err := ParseLoss(in); err != nil || got.Every != want.Every || !near(got.Probability, want.Probability) {
+			t.Errorf("%q: %+v, %v; want %+v", in, got, err, want)
+		}
+	}
+	bad{"": "not a number", "100%": "less than 100%", "1": "less than 100%", "2/3": "1/N", "1/1": "1/N", "1/x": "1/N", "1/-5": "1/N", "3p": "say 0.01%"}.
+		check(t, func(s string) error { _, err := ParseLoss(s); return err })
+}
+
+func TestParseECN(t *testing.T) {
+	if got, err := ParseECN("20p"); err != nil || got != 20 {
+		t.Errorf("got %v, %v", got, err)
+	}
+	bad{"": "not a number", "20": "say 20p", "0p": "at least 1", "1.5p": "whole", "20kb": "say 20p"}.
+		check(t, func(s string) error { _, err := ParseECN(s); return err })
+}
+
+// Whatever is typed, a parser either refuses it or gives something in range.
+func FuzzParse(f *testing.F) {
+	for _, s := range []string{"20mbit", "40ms", "1bdp", "64kb", "0.01%", "1/10000", "20p", "1e5", "٣ms", "..", "9999999999999999999999p"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if v, err := ParseRate(s); err == nil && !(v > 0 && v < math.Inf(1)) {
+			t.Errorf("rate %q: %v", s, v)
+		}
+		if v, err := ParseTime(s); err == nil && !(v >= 0 && v < math.Inf(1)) {
+			t.Errorf("time %q: %v", s, v)
+		}
+		if p, b, err := ParseBuffer(s, 1500); err == nil && !(p > 0 && b == 0 || p == 0 && b > 0 && b < math.Inf(1)) {
+			t.Errorf("buffer %q: %v, %v", s, p, b)
+		}
+		if l, err := ParseLoss(s); err == nil && !(l.Probability >= 0 && l.Probability < 1 && (l.Every == 0 || l.Every >= 2 && l.Probability == 0)) {
+			t.Errorf("loss %q: %+v", s, l)
+		}
+		if n, err := ParseECN(s); err == nil && n < 1 {
+			t.Errorf("ecn %q: %v", s, n)
+		}
+	})
+}

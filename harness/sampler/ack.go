@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package sampler watches the senders of one network namespace: at an interval
+// through sock_diag(7) (Diag), which needs nothing, and at each segment that they
+// receive through the tracepoint tcp:tcp_probe (Ack), which needs BPF.
+//
+// Both tell flows apart by the sender's port and give samples to a function, from
+// a goroutine of their own each.
+package sampler
+
+import (
+	"bytes"
+	_ "embed"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/ringbuf"
+
+	"ccload/harness/trace"
+	"ccload/internal/netns"
+)
+
+// Target says what to make of what is seen.
+type Target struct {
+	Start int64              // ns of CLOCK_MONOTONIC: the samples' time 0
+	Flows map[uint16]int32   // the sender's port → Sample.Flow; others are passed over
+	Sink  func(trace.Sample) // may be called by several samplers at a time
+}
+
+//go:embed tcp_probe.bpf.o
+var tcpProbe []byte
+
+// DefaultRing is the size of the ring buffer between the kernel and Ack, in
+// bytes: room for 100 000 segments.
+const DefaultRing = 8 << 20
+
+// emptied is how often the ring buffer is emptied.
+const emptied = 10 * time.Millisecond
+
+// Ack samples at each segment that reaches a sender.
+type Ack struct {
+	coll   *ebpf.Collection
+	link   link.Link
+	reader *ringbuf.Reader
+	done   chan struct{} // nil until Start
+	once   sync.Once
+	lost   uint64
+	err    error
+}
+
+// OpenAck attaches to the tracepoint, for the sockets of one namespace. ring is
+// the size of the ring buffer, a power of two from the size of a page; 0 means
+// DefaultRing. It needs CAP_BPF and CAP_PERFMON, and the kernel's BTF. Where BPF
+// does not work the error says why.
+func OpenAck(ns *netns.NS, ring int) (_ *Ack, err error) {
+	a := &Ack{}
+	defer func() {
+		if err != nil {
+			a.Close()
+			err = fmt.Errorf("sample on every ACK: %w", err)
+		}
+	}()
+	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(tcpProbe))
+	if err != nil {
+		return nil, err
+	}
+	inode, err := ns.Inode()
+	if err != nil {
+		return nil, err
+	}
+	if err := spec.Variables["netns"].Set(uint32(inode)); err != nil {
+		return nil, err
+	}
+	if ring > 0 {
+		spec.Maps["events"].MaxEntries = uint32(ring)
+	}
+	if a.coll, err = ebpf.NewCollection(spec); err != nil {
+		return nil, err
+	}
+	if a.reader, err = ringbuf.NewReader(a.coll.Maps["events"]); err != nil {
+		return nil, err
+	}
+	a.link, err = link.AttachTracing(link.TracingOptions{
+		Program: a.coll.Programs["tcp_probe"], AttachType: ebpf.AttachTraceRawTp,
+	})
+	return a, err
+}
+
+// event is struct event of tcp_probe.bpf.c.
+type event struct {
+	Time, BytesAcked, PacingRate         uint64
+	Cwnd, Ssthresh                       uint32
+	SRTT, MinRTT                         uint32
+	PacketsOut, Sacked, Lost, RetransOut uint32
+	Delivered, DeliveredCE, Retrans      uint32
+	Port                                 uint16
+	CAState, Paced                       uint8
+}
+
+// Start begins to give samples to the target.
+func (a *Ack) Start(t Target) {
+	a.done = make(chan struct{})
+	go func() {
+		defer close(a.done)
+		a.err = a.run(t)
+	}()
+}
+
+func (a *Ack) run(t Target) error {
+	var rec ringbuf.Record
+	for {
+		a.reader.SetDeadline(time.Now().Add(emptied))
+		for {
+			err := a.reader.ReadInto(&rec)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			}
+			if errors.Is(err, ringbuf.ErrFlushed) {
+				return nil
+			}
+			if err != nil {
+				return fmt.Errorf("ring buffer: %w", err)
+			}
+			if len(rec.RawSample) < int(unsafe.Sizeof(event{})) {
+				return fmt.Errorf("ring buffer: event of %d bytes", len(rec.RawSample))
+			}
+			e := (*event)(unsafe.Pointer(&rec.RawSample[0]))
+			flow, ours := t.Flows[e.Port]
+			if !ours {
+				continue
+			}
+			s := trace.Sample{
+				Time: float64(int64(e.Time)-t.Start) / 1e9, Flow: flow, Source: trace.Ack,
+				Cwnd: e.Cwnd, Ssthresh: e.Ssthresh,
+				SRTT: float64(e.SRTT) / 8 / 1e6, MinRTT: rtt(e.MinRTT),
+				Inflight:   e.PacketsOut - e.Sacked - e.Lost + e.RetransOut,
+				BytesAcked: e.BytesAcked, Delivered: e.Delivered, DeliveredCE: e.DeliveredCE,
+				Retrans: e.Retrans, Lost: e.Lost, CAState: trace.CAState(e.CAState),
+			}
+			if e.Paced != 0 {
+				s.PacingRate = pacing(e.PacingRate)
+			}
+			t.Sink(s)
+		}
+	}
+}
+
+// Close detaches, hands on what is still in the ring buffer and tells how many
+// events did not fit into it. It may be called again.
+func (a *Ack) Close() (lost uint64, err error) {
+	a.once.Do(func() {
+		var errs []error
+		if a.link != nil {
+			errs = append(errs, a.link.Close())
+		}
+		if a.done != nil {
+			errs = append(errs, a.reader.Flush())
+			<-a.done
+			errs = append(errs, a.err)
+		}
+		if a.coll != nil {
+			errs = append(errs, a.coll.Variables["lost"].Get(&a.lost))
+			a.coll.Close()
+		}
+		if a.reader != nil {
+			errs = append(errs, a.reader.Close())
+		}
+		a.err = errors.Join(errs...)
+	})
+	return a.lost, a.err
+}

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sampler
+
+import (
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"ccload/harness/flow"
+	"ccload/harness/trace"
+	"ccload/internal/kerneltest"
+	"ccload/internal/netns"
+)
+
+var addr = netip.MustParseAddr("127.0.0.1")
+
+// loopback is a namespace of its own with its loopback device up.
+func loopback(t *testing.T) *netns.NS {
+	t.Helper()
+	ns, err := netns.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ns.Close() })
+	err = ns.Do(func() error {
+		s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(s)
+		r, err := unix.NewIfreq("lo")
+		if err != nil {
+			return err
+		}
+		r.SetUint16(unix.IFF_UP)
+		return unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, r)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ns
+}
+
+func now() int64 {
+	var ts unix.Timespec
+	unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
+	return ts.Nano()
+}
+
+// send lets one flow of so many bytes run to its end.
+func send(t *testing.T, ns *netns.NS, port uint16, bytes int64) flow.Result {
+	t.Helper()
+	to := netip.AddrPortFrom(addr, port+10000)
+	r, err := flow.Listen(ns, to, "reno")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	s, err := flow.Open(ns, netip.AddrPortFrom(addr, port), "reno")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	res, err := s.Send(t.Context(), to, 10*time.Second, bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res
+}
+
+// Three flows, of which one is not asked for and one, with the same port, is in
+// another namespace: only the first is seen, from its beginning to its end.
+func TestSamplers(t *testing.T) {
+	kerneltest.Privileged(t)
+	ns, other := loopback(t), loopback(t)
+	ack, err := OpenAck(ns, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ack.Close()
+	diag, err := OpenDiag(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer diag.Close()
+
+	var mu sync.Mutex
+	samples := map[trace.Source][]trace.Sample{}
+	start := now()
+	target := Target{Start: start, Flows: map[uint16]int32{10000: 7}, Sink: func(s trace.Sample) {
+		mu.Lock()
+		defer mu.Unlock()
+		samples[s.Source] = append(samples[s.Source], s)
+	}}
+	ack.Start(target)
+	diag.Start(target, addr, map[uint16]netip.AddrPort{10000: netip.AddrPortFrom(addr, 20000)}, time.Millisecond, now)
+	const bytes = 500_000_000
+	send(t, ns, 10001, 1_000_000)
+	send(t, other, 10000, 1_000_000)
+	begun := float64(now()-start) / 1e9
+	res := send(t, ns, 10000, bytes)
+	ended := float64(now()-start) / 1e9
+	if res.Bytes != bytes {
+		t.Fatalf("sent %+v", res)
+	}
+	lost, err := ack.Close()
+	if err != nil || lost != 0 {
+		t.Errorf("%d events lost, %v", lost, err)
+	}
+	if again, err := ack.Close(); again != lost || err != nil {
+		t.Errorf("closed again: %d, %v", again, err)
+	}
+	if err := diag.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, source := range []trace.Source{trace.Ack, trace.Diag} {
+		if n := len(samples[source]); n < 20 {
+			t.Errorf("%s: %d samples", source, n)
+			continue
+		}
+		var last trace.Sample
+		for _, s := range samples[source] {
+			if s.Flow != 7 || s.Time < begun || s.Time > ended || s.Time < last.Time || s.Cwnd < 1 || s.Cwnd > 1e6 || s.SRTT > 1 ||
+				s.BytesAcked < last.BytesAcked || s.Delivered < last.Delivered || s.BytesAcked > bytes+2 || s.Inflight > 1e6 || s.MinRTT > s.SRTT+1 {
+				t.Fatalf("%s: %+v after %+v", source, s, last)
+			}
+			last = s
+		}
+		// A sample on an ACK is taken before the ACK counts.
+		if last.BytesAcked < bytes/2 || last.SRTT == 0 || last.MinRTT == 0 {
+			t.Errorf("%s: the last sample is %+v", source, last)
+		}
+	}
+	if last := samples[trace.Ack][len(samples[trace.Ack])-1]; last.BytesAcked < bytes*9/10 {
+		t.Errorf("the last of the samples on ACKs is %+v", last)
+	}
+}
+
+// The kernel's structure and ours are one.
+func TestEventSize(t *testing.T) {
+	if n := unsafe.Sizeof(event{}); n != 72 {
+		t.Errorf("%d bytes", n)
+	}
+}
+
+func TestOpenAckRefuses(t *testing.T) {
+	kerneltest.Privileged(t)
+	if a, err := OpenAck(loopback(t), 5000); err == nil {
+		a.Close()
+		t.Error("a ring buffer of 5000 bytes was taken")
+	}
+}

@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package registry
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"ccload/internal/inetdiag"
+	"ccload/internal/netns"
+	"ccload/structops"
+)
+
+// Kind says where a congestion control comes from.
+type Kind string
+
+const (
+	Builtin Kind = "builtin" // a part of the kernel's image
+	Module  Kind = "module"  // a loaded kernel module
+	BPF     Kind = "bpf"     // a BPF struct_ops map
+)
+
+// Entry is one congestion control that the kernel knows. What a kind does not
+// have is zero, and absent from the JSON.
+type Entry struct {
+	Name     string         `json:"name"`
+	Kind     Kind           `json:"kind,omitempty"` // absent where the caller may not know
+	Default  bool           `json:"default"`        // of the network namespace that the caller is in
+	Allowed  bool           `json:"allowed"`        // for unprivileged sockets and as default of other namespaces
+	State    string         `json:"state,omitempty"`
+	Refs     *int           `json:"refs,omitempty"`    // what holds it: sockets, namespaces, links
+	Sockets  int            `json:"sockets"`           // in the namespaces that the caller can see
+	Module   string         `json:"module,omitempty"`  // name of the kernel module
+	MapID    uint32         `json:"map_id,omitempty"`  // BPF map
+	LinkID   uint32         `json:"link_id,omitempty"` // BPF link; absent if it is registered without one
+	Pin      string         `json:"pin,omitempty"`     // on bpffs; the first if there are more
+	Programs []Program      `json:"programs,omitempty"`
+	Params   map[string]any `json:"params,omitempty"` // const volatile variables, as they are in its programs
+
+	info  *structops.Info
+	blind error // why Kind is not known
+}
+
+// Program is the BPF program in one member of a congestion control.
+type Program struct {
+	Member   string `json:"member"`
+	Name     string `json:"name"`
+	ID       uint32 `json:"id"`
+	Verified uint32 `json:"verified,omitempty"` // instructions that the verifier went through
+	Jited    uint32 `json:"jited,omitempty"`    // bytes of machine code
+	Tag      string `json:"tag,omitempty"`      // hash of its instructions
+}
+
+// Details is one congestion control, whole.
+type Details struct {
+	Entry
+	Map        string   `json:"map,omitempty"`         // name of the BPF map, cut to 15 bytes by the kernel
+	Flags      []string `json:"flags,omitempty"`       // of the BPF map
+	DefaultIn  []string `json:"default_in,omitempty"`  // network namespaces whose default it is: names, "pid N", or "this one"
+	SocketList []Socket `json:"socket_list,omitempty"` // in the namespaces that the caller can see
+}
+
+// Socket is a TCP socket that runs a congestion control.
+type Socket struct {
+	Namespace string         `json:"namespace"` // name, "pid N", or "this one"
+	State     string         `json:"state"`     // as ss(8) writes it
+	Local     netip.AddrPort `json:"local"`
+	Remote    netip.AddrPort `json:"remote"`
+	Inode     uint32         `json:"inode,omitempty"`
+}
+
+// List describes every congestion control that the kernel knows, in the order of
+// the kernel's own list. What the caller may not see is left out and said in the
+// warnings; only that the names themselves cannot be read is an error.
+func List() (entries []*Entry, warnings []string, err error) {
+	entries, warnings, err = base()
+	if err != nil {
+		return nil, nil, err
+	}
+	seen, more := survey()
+	for _, e := range entries {
+		e.Sockets = seen.count[e.Name]
+	}
+	return entries, append(warnings, more...), nil
+}
+
+// Lookup describes one congestion control whole. A name that the kernel does
+// not know gives a *NotFoundError.
+func Lookup(name string) (*Details, []string, error) {
+	entries, warnings, err := base()
+	if err != nil {
+		return nil, nil, err
+	}
+	e, err := pick(entries, name)
+	if err != nil {
+		return nil, nil, fmt.Errorf("congestion control %q: %w", name, err)
+	}
+	seen, more := survey()
+	e.Sockets = seen.count[name]
+	d := &Details{Entry: *e, DefaultIn: labels(seen.defaults[name]), SocketList: seen.sockets[name]}
+	if e.info != nil {
+		d.Map, d.Flags = e.info.Map, flagNames(e.info.Flags)
+	}
+	return d, append(warnings, more...), nil
+}
+
+// find is Lookup without what costs a look into every namespace.
+func find(name string) (*Entry, error) {
+	entries, _, err := base()
+	if err != nil {
+		return nil, err
+	}
+	return pick(entries, name)
+}
+
+func pick(entries []*Entry, name string) (*Entry, error) {
+	names := make([]string, len(entries))
+	for i, e := range entries {
+		if e.Name == name {
+			return e, nil
+		}
+		names[i] = e.Name
+	}
+	return nil, &NotFoundError{name, Nearest(name, names)}
+}
+
+// base is List without the sockets.
+func base() (entries []*Entry, warnings []string, err error) {
+	entries, err = read("/")
+	if err != nil {
+		return nil, nil, err
+	}
+	if allowed, err := Allowed(); err != nil {
+		warnings = append(warnings, "allowed is not known: "+err.Error())
+	} else {
+		for _, e := range entries {
+			e.Allowed = slices.Contains(allowed, e.Name)
+		}
+	}
+	live, err := structops.Live()
+	if err != nil {
+		if missing := need("/", "CAP_SYS_ADMIN"); missing != nil {
+			err = missing
+		}
+		for _, e := range entries {
+			e.blind = err
+		}
+		return entries, append(warnings, "which are BPF is not known: "+err.Error()), nil
+	}
+	var pinned map[uint32][]string
+	for _, e := range entries {
+		i := slices.IndexFunc(live, func(i *structops.Info) bool { return i.Name == e.Name && i.Registered() })
+		if i < 0 {
+			e.Kind = cmp.Or(e.Kind, Builtin)
+			continue
+		}
+		if pinned == nil {
+			pinned = pins()
+		}
+		e.fill(live[i], pinned[live[i].MapID])
+	}
+	return entries, warnings, nil
+}
+
+func (e *Entry) fill(i *structops.Info, pins []string) {
+	e.Kind, e.info, e.MapID, e.LinkID = BPF, i, i.MapID, i.LinkID
+	e.State, e.Refs = "registered", &i.Refs
+	if len(pins) > 0 {
+		e.Pin = pins[0]
+	}
+	for _, m := range i.Members {
+		e.Programs = append(e.Programs, Program{m.Member, m.Program, m.ID, m.Verified, m.Jited, m.Tag})
+	}
+	if len(i.Params) > 0 {
+		e.Params = map[string]any{}
+		for _, p := range i.Params {
+			e.Params[p.Name] = p.Value
+		}
+	}
+}
+
+// flagNames names TCP_CONG_* (include/net/tcp.h, Linux 6.18).
+func flagNames(flags uint32) []string {
+	var names []string
+	for i, n := range []string{"non_restricted", "needs_ecn", "needs_accecn", "ect_1", "fallback"} {
+		if flags>>i&1 == 1 {
+			names = append(names, n)
+		}
+	}
+	return names
+}
+
+// read gathers what /proc and /sys under root say: the names, which is the
+// default of the namespace that the thread is in, and which are modules.
+func read(root string) ([]*Entry, error) {
+	names, err := available(root)
+	if err != nil {
+		return nil, err
+	}
+	def, err := readDefault(root)
+	if err != nil {
+		return nil, err
+	}
+	entries := make([]*Entry, len(names))
+	for i, n := range names {
+		e := &Entry{Name: n, Default: n == def}
+		if err := e.readModule(root); err != nil {
+			return nil, err
+		}
+		entries[i] = e
+	}
+	return entries, nil
+}
+
+// readModule looks for the module that has a congestion control. By the kernel's
+// habit tcp_NAME.ko registers NAME, and variants of it as NAME-VARIANT (dctcp). A
+// directory in /sys/module is there for built-in code with parameters too; only
+// a loaded module has a reference count.
+func (e *Entry) readModule(root string) error {
+	stem, _, _ := strings.Cut(e.Name, "-")
+	b, err := os.ReadFile(filepath.Join(root, "sys/module/tcp_"+stem, "refcnt"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("module of %q: %w", e.Name, err)
+	}
+	var refs int
+	if _, err := fmt.Sscan(string(b), &refs); err != nil {
+		return fmt.Errorf("module of %q: reference count: %w", e.Name, err)
+	}
+	e.Kind, e.Module, e.Refs = Module, "tcp_"+stem, &refs
+	return nil
+}
+
+// namespace is a visible network namespace that can be entered.
+type namespace struct {
+	netns.Visible
+	own bool // it is the one that the caller is in
+}
+
+func (n namespace) do(fn func() error) error {
+	if n.own {
+		return fn()
+	}
+	ns, err := netns.Open(n.Path)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return ns.Do(fn)
+}
+
+func (n namespace) label() string {
+	if n.own {
+		return "this one"
+	}
+	return n.Label()
+}
+
+func labels(in []namespace) []string {
+	var out []string
+	for _, n := range in {
+		out = append(out, n.label())
+	}
+	return out
+}
+
+// seen is what the visible network namespaces do with congestion controls, by
+// name.
+type seen struct {
+	defaults map[string][]namespace
+	sockets  map[string][]Socket
+	count    map[string]int
+}
+
+// survey goes through every network namespace that it can see. What it cannot
+// look into is in the warnings.
+func survey() (*seen, []string) {
+	s := &seen{map[string][]namespace{}, map[string][]Socket{}, map[string]int{}}
+	visible, err := netns.List("/")
+	if err != nil {
+		return s, []string{err.Error()}
+	}
+	self := ownInode()
+	var warnings []string
+	for _, v := range visible {
+		n := namespace{v, v.Inode == self}
+		if err := n.do(func() error { return s.look(n) }); err != nil {
+			warnings = append(warnings, fmt.Sprintf("network namespace %q: %v", n.label(), err))
+		}
+	}
+	return s, warnings
+}
+
+func ownInode() uint64 {
+	ns, err := netns.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return 0
+	}
+	defer ns.Close()
+	inode, _ := ns.Inode()
+	return inode
+}
+
+// look adds the namespace that the thread is in.
+func (s *seen) look(n namespace) error {
+	def, err := readDefault("/")
+	if err != nil {
+		return err
+	}
+	s.defaults[def] = append(s.defaults[def], n)
+	conn, err := inetdiag.Dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return conn.Dump(0, false, func(k *inetdiag.Socket) error {
+		s.count[k.Cong]++
+		s.sockets[k.Cong] = append(s.sockets[k.Cong], Socket{
+			Namespace: n.label(), State: stateName(k.State), Local: k.Src, Remote: k.Dst, Inode: k.Inode,
+		})
+		return nil
+	})
+}
+
+// stateName names a TCP state (include/net/tcp_states.h) as ss(8) does.
+func stateName(s uint8) string {
+	names := [...]string{"", "ESTAB", "SYN-SENT", "SYN-RECV", "FIN-WAIT-1", "FIN-WAIT-2", "TIME-WAIT",
+		"CLOSE", "CLOSE-WAIT", "LAST-ACK", "LISTEN", "CLOSING", "NEW-SYN-RECV"}
+	if int(s) < len(names) && s > 0 {
+		return names[s]
+	}
+	return fmt.Sprintf("state %d", s)
+}

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package registry manages the kernel's table of TCP congestion controls by
+// name: it puts BPF ones there and takes them out again, lists all of them
+// whoever registered them, and chooses the default of a network namespace.
+//
+// It keeps no state of its own. What is registered lives in the kernel, held by
+// a pin on bpffs:
+//
+//	/sys/fs/bpf/ccload/NAME    the BPF link (before Linux 6.4: the map)
+//
+// so a registration outlives the process that made it and ends with Unregister,
+// with the removal of the pin, or with the machine. Sockets that run a
+// congestion control when it is unregistered go on with it until they close.
+//
+// The steps from C to a name are those of package structops: Parse, here
+// Register (Load, Attach and Pin), and in the end Unregister. The table of names
+// is one for the whole kernel; the default is per network namespace.
+package registry
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"ccload/structops"
+)
+
+// Options of Register. The zero value registers the only congestion control of
+// the object under the name that it bears.
+type Options struct {
+	Map   string // which tcp_congestion_ops of the object; "": the only one
+	Name  string // the name to register; "": the one in the object
+	Allow bool   // let unprivileged sockets and other network namespaces choose it (TCP_CONG_NON_RESTRICTED)
+}
+
+// Registration says what Register did.
+type Registration struct {
+	Name     string   `json:"name"`
+	MapID    uint32   `json:"map_id"`
+	LinkID   uint32   `json:"link_id,omitempty"` // 0 where the kernel has no links (before 6.4)
+	Pin      string   `json:"pin"`
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// Register loads the object, puts its congestion control into the kernel's
+// table and pins it, so that it stays when the process ends. When any step
+// fails, what was done before it is undone. A pin that an earlier registration
+// of the same name left behind is replaced.
+//
+// A name that is registered already gives a *TakenError; the other errors are
+// those of package structops.
+func Register(spec *structops.Spec, o Options) (*Registration, error) {
+	ops, err := spec.Select(o.Map)
+	if err != nil {
+		return nil, fmt.Errorf("register: %w", err)
+	}
+	if o.Name != "" {
+		ops.Name = o.Name
+	}
+	if o.Allow {
+		ops.Flags |= nonRestricted
+	}
+	fail := func(err error) (*Registration, error) {
+		return nil, fmt.Errorf("register %q: %w", ops.Name, err)
+	}
+	if err := free(ops.Name); err != nil {
+		return fail(err)
+	}
+	obj, err := spec.Load(ops.Map)
+	if err != nil {
+		return fail(err)
+	}
+	defer obj.Close()
+	warnings, err := mountBPFFS()
+	if err != nil {
+		return fail(err)
+	}
+	link, err := obj.Attach(ops.Map)
+	if err != nil {
+		if errors.Is(err, structops.ErrExists) { // somebody was faster
+			err = cmp.Or(free(ops.Name), err)
+		}
+		return fail(err)
+	}
+	defer link.Close() // the pin holds it from then on
+	pin, stale, err := pin(link, ops.Name)
+	if err != nil {
+		os.Remove(pinDir) // which fails, as it should, where other pins are in it
+		return fail(err)
+	}
+	if stale {
+		warnings = append(warnings, "replaced "+pin+", which a registration that is gone had left")
+	}
+	return &Registration{
+		Name: ops.Name, MapID: link.MapID(), LinkID: link.LinkID(), Pin: pin,
+		Warnings: append(warnings, spec.Warnings...),
+	}, nil
+}
+
+// free says whether a name can be registered: an error if it is taken.
+func free(name string) error {
+	names, err := available("/")
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(names, name) {
+		return nil
+	}
+	e, err := find(name)
+	if err != nil {
+		return err
+	}
+	return &TakenError{*e}
+}
+
+// UnregisterOptions of Unregister. The zero value refuses while a network
+// namespace has the name as its default.
+type UnregisterOptions struct {
+	Reset string // the default that such namespaces get instead
+}
+
+// Unregistration says what Unregister did.
+type Unregistration struct {
+	Name     string   `json:"name"`
+	Sockets  int      `json:"sockets"`         // that were running it, and go on until they close
+	Reset    []string `json:"reset,omitempty"` // network namespaces whose default was changed
+	Pins     []string `json:"pins,omitempty"`  // removed
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// Unregister takes a BPF congestion control out of the kernel's table, whoever
+// put it there, and removes its pins. It returns when the name is gone.
+//
+// A name that is not there gives a *NotFoundError, one that is not BPF a
+// *KindError. While a namespace that the caller can see has it as its default it
+// gives an *InUseError, because the kernel would go on handing it out; with Reset
+// those namespaces get the other default first, or keep theirs if anything fails.
+func Unregister(name string, o UnregisterOptions) (*Unregistration, error) {
+	fail := func(err error) (*Unregistration, error) {
+		return nil, fmt.Errorf("unregister %q: %w", name, err)
+	}
+	e, err := find(name)
+	if err != nil {
+		return fail(err)
+	}
+	if e.Kind == "" {
+		return fail(e.blind)
+	}
+	if e.Kind != BPF {
+		return fail(&KindError{*e})
+	}
+	if err := need("/", "CAP_SYS_ADMIN", "CAP_NET_ADMIN"); err != nil {
+		return fail(err)
+	}
+	seen, warnings := survey()
+	u := &Unregistration{Name: name, Sockets: seen.count[name], Warnings: warnings}
+	inUse := seen.defaults[name]
+	if len(inUse) > 0 && o.Reset == "" {
+		return fail(&InUseError{labels(inUse)})
+	}
+	undo := func() error { return nil }
+	if len(inUse) > 0 {
+		if o.Reset == name {
+			return fail(fmt.Errorf("reset to %q: that is the name to be unregistered", o.Reset))
+		}
+		if undo, err = moveDefaults(inUse, name, o.Reset); err != nil {
+			return fail(err)
+		}
+		u.Reset = labels(inUse)
+	}
+	u.Pins = pins()[e.MapID]
+	if err := structops.Unregister(e.info); err != nil {
+		if uerr := undo(); uerr != nil {
+			err = fmt.Errorf("%w; and the defaults are not put back: %w", err, uerr)
+		}
+		return fail(err)
+	}
+	if err := removePins(u.Pins); err != nil {
+		u.Warnings = append(u.Warnings, "a pin that holds nothing more: "+err.Error())
+	}
+	return u, nil
+}
+
+// moveDefaults gives the namespaces another default, all or none, and returns
+// what puts them back.
+func moveDefaults(in []namespace, from, to string) (undo func() error, err error) {
+	var moved []namespace
+	undo = func() error {
+		var errs []error
+		for _, ns := range moved {
+			errs = append(errs, ns.do(func() error { return setDefault("/", from) }))
+		}
+		return errors.Join(errs...)
+	}
+	for _, ns := range in {
+		if err := ns.do(func() error { return checkDefault("/", to, false) }); err != nil {
+			return nil, fmt.Errorf("reset network namespace %q to %q: %w", ns.label(), to, err)
+		}
+	}
+	for _, ns := range in {
+		if err := ns.do(func() error { return setDefault("/", to) }); err != nil {
+			return nil, errors.Join(fmt.Errorf("reset network namespace %q to %q: %w", ns.label(), to, err), undo())
+		}
+		moved = append(moved, ns)
+	}
+	return undo, nil
+}
