@@ -127,9 +127,10 @@ func jain(x []float64) float64 {
 // What the checks allow.
 const (
 	rateError   = 0.01   // of the rate
-	rttError    = 0.01   // of the RTT
-	rttLeast    = 0.5e-3 // s: less than this is never too much
-	lateLeast   = 150e-6 // s: likewise, of the median lateness
+	rttError    = 0.02   // of the RTT
+	rttLeast    = 1e-3   // s: less than this is never too much
+	lateError   = 0.01   // of the RTT, of the median lateness
+	lateLeast   = 150e-6 // s: likewise
 	limitedMost = 0.05   // of the time that a flow had something to send
 )
 
@@ -152,7 +153,7 @@ func (x *experiment) check() {
 	}
 	most := max(rttError*l.RTT, rttLeast)
 	claim("link rtt", math.Abs(m.RTT-l.RTT) <= most, ms(l.RTT)+" ± "+ms(most), ms(m.RTT))
-	most = max(rttError*l.RTT, lateLeast)
+	most = max(lateError*l.RTT, lateLeast)
 	claim("link lateness", r.Link.Lateness.P50 <= most, "median ≤ "+ms(most), ms(r.Link.Lateness.P50))
 	claim("packets lost outside the link", x.end.Unseen == 0, "0", fmt.Sprint(x.end.Unseen))
 	if x.ack != nil {

@@ -50,7 +50,7 @@ func (p *picture) windowPanel() *plot.Plot {
 	bdp := p.bdp()
 	pl.Y.Max = 1.08 * top
 	// Where the flow fills the link the two are a sawtooth's lower and upper bound.
-	pl.Add(level{bdp, "BDP"}, level{bdp + float64(p.link.Buffer), "BDP + buffer"})
+	pl.Add(level{y: bdp, name: "BDP"}, level{y: bdp + float64(p.link.Buffer), name: "BDP + buffer"})
 	return pl
 }
 
@@ -63,7 +63,7 @@ func (p *picture) rttPanel() *plot.Plot {
 		pl.Add(curve{s, p.lineStyle(f.cc, f.color)})
 	}
 	pl.Y.Max = 1.08 * max(top, p.link.RTT*1e3)
-	pl.Add(level{p.link.RTT * 1e3, "RTT of the empty link"})
+	pl.Add(level{p.link.RTT * 1e3, "RTT of the empty link", true})
 	return pl
 }
 
@@ -82,7 +82,7 @@ func (p *picture) throughputPanel() (pl *plot.Plot, unit string) {
 		pl.Add(curve{[][]point{pts}, p.lineStyle(f.cc, f.color)})
 	}
 	pl.Y.Max = 1.12 * top / factor
-	pl.Add(level{p.link.Rate / factor, "rate"})
+	pl.Add(level{y: p.link.Rate / factor, name: "rate"})
 	return pl, unit
 }
 
@@ -103,7 +103,7 @@ func (p *picture) queuePanel() *plot.Plot {
 	}
 	// A queue far below a large buffer would be a line at the bottom.
 	if used := p.queueUsed(); used < top/4 && used > 0 {
-		top = 2 * used
+		top = 1.4 * used
 	}
 	rows := 0
 	for _, q := range p.queues {
@@ -121,7 +121,10 @@ func (p *picture) queuePanel() *plot.Plot {
 		}
 	}
 	pl.Y.Max = top * (1.1 + 0.09*float64(rows))
-	pl.Add(level{float64(p.link.Buffer), "buffer"})
+	pl.Add(level{y: float64(p.link.Buffer), name: "buffer"})
+	if p.link.ECN > 0 {
+		pl.Add(level{y: float64(p.link.ECN)}) // the title tells what it is
+	}
 	return pl
 }
 
@@ -274,8 +277,9 @@ func (l curve) Plot(c draw.Canvas, p *plot.Plot) {
 
 // level is a thin line across with its name.
 type level struct {
-	y    float64
-	name string
+	y     float64
+	name  string
+	below bool // the name stands below the line, where no curve goes
 }
 
 func (l level) Plot(c draw.Canvas, p *plot.Plot) {
@@ -286,10 +290,10 @@ func (l level) Plot(c draw.Canvas, p *plot.Plot) {
 	at := y(l.y)
 	c.StrokeLine2(draw.LineStyle{Color: grey, Width: vg.Points(0.6)}, c.Min.X, at, c.Max.X, at)
 	st := style(8, grey, text.XRight, text.YBottom)
-	// On a patch of white, for curves cross it.
-	w, h := st.Width(l.name), st.Height(l.name)
-	c.SetColor(color.NRGBA{0xff, 0xff, 0xff, 0xcc})
-	c.Fill(vg.Rectangle{Min: vg.Point{X: c.Max.X - w - 4, Y: at + 0.6}, Max: vg.Point{X: c.Max.X - 1, Y: at + h + 2}}.Path())
+	if l.below {
+		st.YAlign = text.YTop
+		at -= 2
+	}
 	c.FillText(st, vg.Point{X: c.Max.X - 2, Y: at + 1}, l.name)
 }
 

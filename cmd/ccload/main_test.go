@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -48,6 +49,7 @@ func TestMain(m *testing.M) {
 //	nobody COMMAND…       as a user without any capability
 //	locked COMMAND…       where the kernel refuses BPF even to root
 //
+// The condition [live:NAME] holds if the kernel has that congestion control.
 // $OBJECTS holds the law-breaking objects of structops/testdata, $BPF the objects
 // of the catalogue.
 func TestSessions(t *testing.T) {
@@ -77,6 +79,13 @@ func TestSessions(t *testing.T) {
 				}
 			})
 			return err
+		},
+		Condition: func(cond string) (bool, error) {
+			name, ok := strings.CutPrefix(cond, "live:")
+			if !ok {
+				return false, fmt.Errorf("unknown condition %q", cond)
+			}
+			return slices.Contains(live(""), name), nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"status":    status,
@@ -140,7 +149,7 @@ func other(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: other FILE.o PIN")
 	}
-	coll, err := ebpf.LoadCollection(args[0])
+	coll, err := ebpf.LoadCollection(ts.MkAbs(args[0]))
 	ts.Check(err)
 	defer coll.Close()
 	for _, m := range coll.Maps {

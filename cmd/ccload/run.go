@@ -38,7 +38,7 @@ type runFlags struct {
 func (a *app) run() *cobra.Command {
 	var f runFlags
 	cmd := a.withJSON(&cobra.Command{
-		Use:   "run --cc A,B…",
+		Use:   "run --cc A,B",
 		Short: "Measure congestion controls on an emulated link",
 		Long: `Measure congestion controls on an emulated link: each in a run of its own, or all
 at once with --together, in network namespaces that vanish afterwards. A
@@ -50,7 +50,7 @@ directory of results for each run is left behind.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.runAll(cmd.Context(), &f) },
 	})
 	fl := cmd.Flags()
-	fl.StringSliceVar(&f.cc, "cc", nil, "congestion controls, `A,B…`")
+	fl.StringSliceVar(&f.cc, "cc", nil, "congestion controls, `A,B`")
 	fl.StringVar(&f.rate, "rate", "50mbit", "`RATE` of the bottleneck: bit, kbit, mbit, gbit")
 	fl.StringVar(&f.rtt, "rtt", "40ms", "two-way delay of the empty link, a `TIME`: us, ms, s")
 	fl.StringVar(&f.buffer, "buffer", "1bdp", "`SIZE` of the bottleneck's buffer: 1bdp, 100p (packets), 150kb")
@@ -134,7 +134,7 @@ func (a *app) runAll(ctx context.Context, f *runFlags) error {
 // experiment reads the flags: what all runs have in common.
 func (f *runFlags) experiment() (e trace.Experiment, err error) {
 	if len(f.cc) == 0 {
-		return e, errors.New("which congestion controls? --cc A,B…")
+		return e, errors.New("which congestion controls? --cc A,B")
 	}
 	for i, name := range f.cc {
 		if slices.Contains(f.cc[:i], name) {

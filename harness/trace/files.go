@@ -206,20 +206,24 @@ func parseRun(b []byte) (*Run, error) {
 	return r, json.Unmarshal(b, r)
 }
 
-func readRows[T any](path string) (rows []T, err error) {
+func readRows[T any](path string) ([]T, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
-	// The library panics on some files that are damaged.
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%s: damaged: %v", filepath.Base(path), p)
-		}
-	}()
-	rows, err = parquet.Read[T](bytes.NewReader(b), int64(len(b)))
+	rows, err := parseRows[T](b)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Base(path), err)
 	}
 	return rows, nil
+}
+
+func parseRows[T any](b []byte) (rows []T, err error) {
+	// The library panics on some files that are damaged.
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("damaged: %v", p)
+		}
+	}()
+	return parquet.Read[T](bytes.NewReader(b), int64(len(b)))
 }

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package trace
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// write makes a result with n samples, each pair of which comes in the wrong
+// order, and n states of the link.
+func write(t *testing.T, dir string, n int) *Run {
+	t.Helper()
+	w, err := Create(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var both sync.WaitGroup
+	both.Go(func() {
+		for i := range n {
+			at := i ^ 1
+			if err := w.Sample(Sample{
+				Time: float64(at), Flow: int32(at % 3), Source: []Source{Diag, Ack}[at%2], Cwnd: uint32(at), Ssthresh: InfiniteSsthresh,
+				SRTT: 0.1, MinRTT: 0.2, Inflight: 3, BytesAcked: 1 << 40, Delivered: 5, DeliveredCE: 6, Retrans: 7, Lost: 8,
+				PacingRate: 9e9, CAState: CALoss,
+			}); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	both.Go(func() {
+		for i := range n {
+			if err := w.Link(LinkSample{Time: float64(i), Queue: 1, QueueBytes: 2, Enqueued: 3, Delivered: 4, Drops: 5, Losses: 6, Marks: 7}); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	both.Wait()
+	run := &Run{
+		Format: Format, Dir: dir, Kernel: "6.18.0", Seed: 3, Flows: []FlowResult{{ID: 1, CC: "cubic", Throughput: 1e6}},
+		Checks: []Check{{"rate", "1", "2", false}}, Warnings: []string{"w"}, Sysctls: map[string]string{"a": "b"},
+	}
+	if err := w.Finish(run); err != nil {
+		t.Fatal(err)
+	}
+	return run
+}
+
+func TestRoundTrip(t *testing.T) {
+	const n = 3 * rowsBuffered // several row groups
+	dir := filepath.Join(t.TempDir(), "a", "b")
+	run := write(t, dir, n)
+	r, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(r.Run, run) {
+		t.Errorf("run: got %+v, want %+v", r.Run, run)
+	}
+	if len(r.Samples) != n || len(r.Links) != n {
+		t.Fatalf("%d samples, %d states", len(r.Samples), len(r.Links))
+	}
+	for i, s := range r.Samples {
+		if want := (Sample{
+			Time: float64(i), Flow: int32(i % 3), Source: []Source{Diag, Ack}[i%2], Cwnd: uint32(i), Ssthresh: InfiniteSsthresh,
+			SRTT: 0.1, MinRTT: 0.2, Inflight: 3, BytesAcked: 1 << 40, Delivered: 5, DeliveredCE: 6, Retrans: 7, Lost: 8,
+			PacingRate: 9e9, CAState: CALoss,
+		}); s != want {
+			t.Fatalf("sample %d: %+v", i, s)
+		}
+	}
+	if want := (LinkSample{Time: n - 1, Queue: 1, QueueBytes: 2, Enqueued: 3, Delivered: 4, Drops: 5, Losses: 6, Marks: 7}); r.Links[n-1] != want {
+		t.Errorf("last state: %+v", r.Links[n-1])
+	}
+	if _, err := Create(dir); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("a second result in one directory: %v", err)
+	}
+}
+
+// The same rows give the same bytes: a run in virtual time can be compared so.
+func TestDeterministic(t *testing.T) {
+	a, b := t.TempDir(), t.TempDir()
+	write(t, a, 1000)
+	write(t, b, 1000)
+	for _, name := range []string{samplesFile, linkFile} {
+		x, _ := os.ReadFile(filepath.Join(a, name))
+		y, _ := os.ReadFile(filepath.Join(b, name))
+		if len(x) == 0 || !bytes.Equal(x, y) {
+			t.Errorf("%s: %d and %d bytes that differ", name, len(x), len(y))
+		}
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	open := func(spoil func(dir string)) error {
+		dir := t.TempDir()
+		write(t, dir, 1000)
+		spoil(dir)
+		_, err := Open(dir)
+		return err
+	}
+	set := func(name string, content []byte) func(string) {
+		return func(dir string) { os.WriteFile(filepath.Join(dir, name), content, 0o644) }
+	}
+	cut := func(name string, to int64) func(string) {
+		return func(dir string) { os.Truncate(filepath.Join(dir, name), to) }
+	}
+	for _, c := range []struct {
+		name  string
+		spoil func(string)
+		want  string
+	}{
+		{"newer", set(runFile, []byte(`{"format": 2, "flows": "of another kind"}`)), "format 2 is newer than this ccload's 1"},
+		{"foreign", set(runFile, []byte(`{}`)), "not a result of ccload"},
+		{"not JSON", set(runFile, []byte("{")), "run.json"},
+		{"unfinished", func(dir string) { os.Remove(filepath.Join(dir, runFile)) }, "the run did not end"},
+		{"empty directory", func(dir string) {
+			for _, f := range []string{runFile, samplesFile, linkFile} {
+				os.Remove(filepath.Join(dir, f))
+			}
+		}, "no such file"},
+		{"cut samples", cut(samplesFile, 500), samplesFile},
+		{"empty samples", cut(samplesFile, 0), samplesFile},
+		{"other samples", set(samplesFile, bytes.Repeat([]byte("PAR1"), 100)), samplesFile},
+		{"no link", func(dir string) { os.Remove(filepath.Join(dir, linkFile)) }, linkFile},
+	} {
+		if err := open(c.spoil); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}
+
+// A writer that is closed without Finish keeps the rows.
+func TestUnfinishedKeepsRows(t *testing.T) {
+	dir := t.TempDir()
+	w, err := Create(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Sample(Sample{Time: 1})
+	if err := errors.Join(w.Close(), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	rows, err := readRows[Sample](filepath.Join(dir, samplesFile))
+	if err != nil || len(rows) != 1 || rows[0].Time != 1 {
+		t.Errorf("%v, %v", rows, err)
+	}
+}
+
+// Whatever the files hold, Open answers with an error and not with a panic.
+func FuzzOpen(f *testing.F) {
+	dir := f.TempDir()
+	w, err := Create(dir)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for i := range 10 {
+		w.Sample(Sample{Time: float64(i), Source: Ack})
+	}
+	if err := w.Finish(&Run{Format: Format}); err != nil {
+		f.Fatal(err)
+	}
+	run, _ := os.ReadFile(filepath.Join(dir, runFile))
+	samples, _ := os.ReadFile(filepath.Join(dir, samplesFile))
+	f.Add(run, samples)
+	f.Add([]byte(`{"format":1}`), []byte("PAR1\x00\x00\x00\x00PAR1"))
+	f.Fuzz(func(t *testing.T, run, samples []byte) {
+		parseRun(run)
+		parseRows[Sample](samples)
+	})
+}
