@@ -206,6 +206,9 @@ static __always_inline void hystart_update(struct sock *sk, struct bpf_cubic *ca
 	if (after(tp->snd_una, ca->end_seq))
 		hystart_new_round(tp, ca);
 
+	if (tp->snd_cwnd < hystart_low_window)
+		return;
+
 	if (hystart_detect & HYSTART_ACK_TRAIN) {
 		__u32 now = tp->tcp_mstamp;
 
@@ -320,7 +323,7 @@ STRUCT_OPS(void, bpf_cubic_pkts_acked, struct sock *, sk, const struct ack_sampl
 	if (!ca->delay_min || rtt < ca->delay_min)
 		ca->delay_min = rtt;
 
-	if (hystart && !ca->found && in_slow_start(tp) && tp->snd_cwnd >= hystart_low_window)
+	if (hystart && !ca->found && in_slow_start(tp))
 		hystart_update(sk, ca, rtt);
 }
 

@@ -30,8 +30,9 @@ type tun struct {
 const headroom = 10
 
 // queueLen is room between the kernel and the engine for all that it may fall
-// behind: what does not fit is lost unseen. In packets.
-const queueLen = 1 << 16
+// behind: what does not fit is lost unseen. In packets; some kernels (seen on 6.1
+// and 6.12) take no more than 32767.
+const queueLen = 30000
 
 // openTUN makes a TUN device with an address in a namespace and sets it up.
 func openTUN(ns *netns.NS, name string, addr netip.Prefix, mtu int) (*tun, error) {
