@@ -11,7 +11,7 @@ CLANG := clang-19
 BPF_SOURCES := $(wildcard bpf/*.bpf.c bpf/testdata/*.bpf.c harness/*/*.bpf.c structops/testdata/*.bpf.c cmd/ccload/testdata/*.bpf.c)
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: all build generate check-generated demo test bench fuzz clean
+.PHONY: all build generate check-generated demo test race bench clean
 all: build
 
 build:
@@ -44,9 +44,23 @@ demo: build
 	build/ccload run --cc bpf_cubic,cubic --rate 20mbit --rtt 40ms --buffer 1bdp --duration 20s -o results/demo; \
 	build/ccload plot results/demo -o results/demo.png
 
+# Privileged tests take turns at the kernel, so packages run one by one.
 test:
 	go vet ./...
 	go test -p 1 -count=1 -timeout 20m ./...
+
+race:
+	go test -race -p 1 -count=1 -timeout 30m ./cc ./structops ./registry ./internal/... ./harness/trace ./plots
+
+# In pairs against a peer in the same run; see docs/performance.md.
+bench: build
+	@[ "$$(id -u)" = 0 ] || { echo "make bench needs the kernel: run it as root" >&2; exit 1; }
+	@$(call need,bpftool,bpftool)
+	go test -run '^$$' -bench . -benchtime 30x ./cmd/ccload
+	go test -run '^$$' -bench . -benchtime 3x ./harness/link
+	@set -e; trap 'build/ccload unregister bpf_cubic' EXIT; trap 'exit 130' INT TERM; \
+	build/ccload register bpf_cubic; \
+	CCLOAD_CC=bpf_cubic go test -run '^$$' -bench . -benchtime 3x ./harness
 
 clean:
 	rm -rf build results

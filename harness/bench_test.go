@@ -5,6 +5,7 @@ package harness
 import (
 	"context"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -133,12 +134,13 @@ func median(v []float64) float64 {
 }
 
 // pairs measures two things in turn, in changing order, and reports the median
-// of the ratios: the machine changes its speed, but not so fast.
-func pairs(b *testing.B, one, other func() float64) {
+// of the ratios and its standard error: the machine changes its speed, but not so
+// fast. least is how often at least; a single pair tells nothing.
+func pairs(b *testing.B, least int, one, other func() float64) {
 	b.Helper()
 	other() // warms up
 	var ratios, ones []float64
-	for i := range max(b.N, 15) {
+	for i := range max(b.N, least) {
 		var v, w float64
 		if i%2 == 0 {
 			v, w = one(), other()
@@ -149,11 +151,11 @@ func pairs(b *testing.B, one, other func() float64) {
 	}
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(median(ratios), "ratio")
-	b.ReportMetric(ratios[len(ratios)/4], "quartile-ratio")
+	// Of a median, for what is about normally distributed, from the distance of the quartiles.
+	n := len(ratios)
+	b.ReportMetric(1.2533*(ratios[3*n/4]-ratios[n/4])/1.349/math.Sqrt(float64(n)), "stderr")
 	b.ReportMetric(median(ones)/1e9, "Gbit/s")
 }
-
-const benchTime = 500 * time.Millisecond
 
 // A congestion control against the kernel's cubic, over loopback and veth.
 // CCLOAD_CC names it; it has to be registered.
@@ -168,9 +170,10 @@ func BenchmarkBulk(b *testing.B) {
 	}
 	for name, p := range paths(b) {
 		b.Run(name, func(b *testing.B) {
-			pairs(b,
-				func() float64 { return p.bulk(b, b.Context(), cc, benchTime) },
-				func() float64 { return p.bulk(b, b.Context(), "cubic", benchTime) })
+			bulk := func(cc string) func() float64 {
+				return func() float64 { return p.bulk(b, b.Context(), cc, 250*time.Millisecond) }
+			}
+			pairs(b, 101, bulk(cc), bulk("cubic"))
 		})
 	}
 }
@@ -199,9 +202,9 @@ func BenchmarkPerAck(b *testing.B) {
 					}
 					return s.Info.Bytes_acked
 				}
-				time.Sleep(50 * time.Millisecond)
+				time.Sleep(20 * time.Millisecond)
 				before, start := acked(), time.Now()
-				time.Sleep(benchTime)
+				time.Sleep(100 * time.Millisecond)
 				return float64(acked()-before) * 8 / time.Since(start).Seconds()
 			}
 			var samples, lost uint64
@@ -212,7 +215,7 @@ func BenchmarkPerAck(b *testing.B) {
 					b.Fatal(err)
 				}
 				defer w.Close()
-				ack, err := sampler.OpenAck(p.sender, 0)
+				ack, err := sampler.OpenAck(p.sender, benchPort, benchPort, 0)
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -230,7 +233,7 @@ func BenchmarkPerAck(b *testing.B) {
 				lost += l
 				return v
 			}
-			pairs(b, sampled, bulk)
+			pairs(b, 201, sampled, bulk)
 			b.ReportMetric(float64(samples)/took.Seconds(), "samples/s")
 			b.ReportMetric(float64(lost), "lost")
 		})
@@ -248,7 +251,7 @@ func BenchmarkRunGigabit(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if r.Warnings != nil {
+		if len(r.Warnings) > 0 {
 			b.Log(strings.Join(r.Warnings, "\n"))
 		}
 		used += r.Bottleneck.Utilisation / float64(b.N)

@@ -51,7 +51,7 @@ type Options struct {
 // /dev/net/tun; for samples on every ACK also CAP_BPF and CAP_PERFMON.
 //
 // What makes the run less trustworthy is no error but a check that failed, and a
-// warning. If the context ends the run, what was measured until then is kept,
+// warning. A flow that breaks is an error. If the context ends the run, what was measured until then is kept,
 // Run.Incomplete is set and the error is nil; if it does so before the flows have
 // begun, the error is the context's.
 //
@@ -178,7 +178,7 @@ func setUp(e trace.Experiment, opt Options) (_ *experiment, err error) {
 		return nil, err
 	}
 	if e.PerAck {
-		if x.ack, err = sampler.OpenAck(x.sender, opt.Ring); err != nil {
+		if x.ack, err = sampler.OpenAck(x.sender, x.from(0).Port(), x.from(len(e.Flows)-1).Port(), opt.Ring); err != nil {
 			x.warn("%v; there are samples at the interval only", err)
 			x.ack = nil
 		}
@@ -307,9 +307,9 @@ func (x *experiment) watch(over <-chan struct{}, begun time.Time) {
 		case <-over:
 			return
 		case <-tick.C:
-			if x.progress != nil {
-				x.progress(time.Since(begun), seconds(x.Duration))
-			}
+		}
+		if x.progress != nil {
+			x.progress(time.Since(begun), seconds(x.Duration))
 		}
 	}
 }

@@ -29,7 +29,7 @@ func known(flows []trace.Flow) error {
 			continue
 		}
 		if err := try(f.CC); err != nil {
-			return fmt.Errorf("congestion control %q: %w; the kernel has %s", f.CC, err, strings.Join(strings.Fields(string(b)), ", "))
+			return fmt.Errorf("congestion control %q: not among %s: %w", f.CC, strings.Join(strings.Fields(string(b)), ", "), err)
 		}
 	}
 	return nil

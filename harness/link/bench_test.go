@@ -69,7 +69,11 @@ func bulk(b *testing.B, cfg trace.Link, d time.Duration) (float64, *End) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	const warmUp = time.Second
+	rows := make(chan []trace.LinkSample, 16)
+	start := l.Now()
+	if err := l.Begin(start, 1, time.Second, rows); err != nil {
+		b.Fatal(err)
+	}
 	go func() {
 		buf := make([]byte, 1<<18)
 		for {
@@ -78,12 +82,8 @@ func bulk(b *testing.B, cfg trace.Link, d time.Duration) (float64, *End) {
 			}
 		}
 	}()
-	time.Sleep(warmUp)
-	start := l.Now()
-	if err := l.Begin(start, 1, time.Second, nil); err != nil {
-		b.Fatal(err)
-	}
-	time.Sleep(d)
+	const warmUp = 1.0 // s
+	time.Sleep(d + time.Second)
 	at := l.Now()
 	c.(*net.TCPConn).SetLinger(0)
 	c.Close()
@@ -91,7 +91,15 @@ func bulk(b *testing.B, cfg trace.Link, d time.Duration) (float64, *End) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	return float64(end.Delivered) * 8 / (float64(at-start) / 1e9), end
+	var before uint64
+	for chunk := range rows {
+		for _, r := range chunk {
+			if r.Time <= warmUp {
+				before = r.Delivered
+			}
+		}
+	}
+	return float64(end.Delivered-before) * 8 / (float64(at-start)/1e9 - warmUp), end
 }
 
 // A configured 1 Gbit/s in packets of 1500 bytes: how much of it is delivered.

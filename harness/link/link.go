@@ -71,15 +71,25 @@ func (c clock) now() int64 { return c.base + int64(time.Since(c.start)) }
 // maxMemory bounds what the packets of a link may take, in bytes.
 const maxMemory = 4 << 30
 
+// burst is what the buffer holds at least until Begin.
+const burst = 60 * time.Millisecond
+
 // New sets up the path between two fresh namespaces. id makes the names of its
-// devices unique. Until Begin it neither loses packets on purpose nor marks them.
+// devices unique. Until Begin it neither loses packets on purpose nor marks them,
+// and its buffer is large enough for a train of packets that measures it.
 func New(sender, receiver *netns.NS, id string, cfg trace.Link) (_ *Link, err error) {
 	l := &Link{cfg: cfg, stop: -1}
 	if l.clock, err = newClock(); err != nil {
 		return nil, fmt.Errorf("link: clock: %w", err)
 	}
+	if _, err := NewQueue(cfg, 0, 0); err != nil {
+		return nil, err // now rather than in Begin
+	}
 	plain := cfg
 	plain.Loss, plain.ECN = trace.Loss{}, 0
+	// However small the buffer, a burst must be able to keep the bottleneck busy, or its
+	// rate could not be measured.
+	plain.Buffer = max(cfg.Buffer, 16+int(cfg.Rate*burst.Seconds()/8/float64(cfg.MTU)))
 	q, err := NewQueue(plain, 0, l.clock.now())
 	if err != nil {
 		return nil, err
@@ -88,7 +98,7 @@ func New(sender, receiver *netns.NS, id string, cfg trace.Link) (_ *Link, err er
 	delay := int64(cfg.RTT * 1e9 / 2)
 	underway := 2*int(cfg.Rate*cfg.RTT/2/8/float64(cfg.MTU)) + 4096
 	slot := headroom + cfg.MTU
-	if need := float64(2*underway+cfg.Buffer) * float64(slot); need > maxMemory {
+	if need := float64(2*underway+plain.Buffer) * float64(slot); need > maxMemory {
 		return nil, fmt.Errorf("link: %g bit/s, %g s and a buffer of %d packets need %.0f MiB of memory: more than %d MiB",
 			cfg.Rate, cfg.RTT, cfg.Buffer, need/(1<<20), maxMemory>>20)
 	}
@@ -109,7 +119,7 @@ func New(sender, receiver *netns.NS, id string, cfg trace.Link) (_ *Link, err er
 	// The link's threads must find a P free whenever they come back from the
 	// kernel, while those that an ordinary thread holds may have to wait for a CPU.
 	l.procs = runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), 4*4))
-	if l.forward, err = newLine(underway+cfg.Buffer, slot); err != nil {
+	if l.forward, err = newLine(underway+plain.Buffer, slot); err != nil {
 		return nil, err
 	}
 	if l.back, err = newLine(underway, slot); err != nil {

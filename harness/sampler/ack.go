@@ -41,7 +41,7 @@ var tcpProbe []byte
 const DefaultRing = 8 << 20
 
 // emptied is how often the ring buffer is emptied.
-const emptied = 10 * time.Millisecond
+const emptied = 20 * time.Millisecond
 
 // Ack samples at each segment that reaches a sender.
 type Ack struct {
@@ -54,11 +54,11 @@ type Ack struct {
 	err    error
 }
 
-// OpenAck attaches to the tracepoint, for the sockets of one namespace. ring is
-// the size of the ring buffer, a power of two from the size of a page; 0 means
+// OpenAck attaches to the tracepoint, for the sockets of one namespace with local
+// ports from first to last. ring is the size of the ring buffer, a power of two from the size of a page; 0 means
 // DefaultRing. It needs CAP_BPF and CAP_PERFMON, and the kernel's BTF. Where BPF
 // does not work the error says why.
-func OpenAck(ns *netns.NS, ring int) (_ *Ack, err error) {
+func OpenAck(ns *netns.NS, first, last uint16, ring int) (_ *Ack, err error) {
 	a := &Ack{}
 	defer func() {
 		if err != nil {
@@ -74,7 +74,11 @@ func OpenAck(ns *netns.NS, ring int) (_ *Ack, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := spec.Variables["netns"].Set(uint32(inode)); err != nil {
+	if err := errors.Join(
+		spec.Variables["netns"].Set(uint32(inode)),
+		spec.Variables["first_port"].Set(first),
+		spec.Variables["last_port"].Set(last),
+	); err != nil {
 		return nil, err
 	}
 	if ring > 0 {

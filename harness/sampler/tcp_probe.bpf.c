@@ -8,7 +8,10 @@
  */
 #include "ccload.bpf.h"
 
-const volatile __u32 netns = 0; /* inode of the namespace to look at */
+/* Which sockets to look at. The other end may be in the same namespace. */
+const volatile __u32 netns = 0;      /* inode of their namespace */
+const volatile __u16 first_port = 0; /* local ports */
+const volatile __u16 last_port = 0;
 
 __u64 lost; /* events that did not fit the ring */
 
@@ -87,8 +90,9 @@ int tcp_probe(__u64 *ctx)
 {
 	struct sock *sk = (struct sock *)ctx[0];
 	struct sock___probe *s = (struct sock___probe *)sk;
+	__u16 port = s->__sk_common.skc_num;
 
-	if (s->__sk_common.skc_net.net->ns.inum != netns)
+	if (port < first_port || port > last_port || s->__sk_common.skc_net.net->ns.inum != netns)
 		return 0;
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
@@ -113,7 +117,7 @@ int tcp_probe(__u64 *ctx)
 	e->delivered = tp->delivered;
 	e->delivered_ce = tp->delivered_ce;
 	e->retrans = t->total_retrans;
-	e->port = s->__sk_common.skc_num;
+	e->port = port;
 	e->ca_state = read_bits(&tp->inet_conn, icsk_ca_state);
 	e->paced = s->sk_pacing_status != 0;
 	/* The reader comes by often enough: waking it for each would cost more than the event. */

@@ -4,6 +4,7 @@ package trace
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -225,5 +226,10 @@ func parseRows[T any](b []byte) (rows []T, err error) {
 			err = fmt.Errorf("damaged: %v", p)
 		}
 	}()
+	// The library makes room for a footer of whatever size the file claims. The
+	// last eight bytes are that size and the magic number.
+	if n := len(b) - 8; n < 4 || uint64(binary.LittleEndian.Uint32(b[n:])) > uint64(n-4) {
+		return nil, errors.New("damaged: its footer does not fit")
+	}
 	return parquet.Read[T](bytes.NewReader(b), int64(len(b)))
 }

@@ -62,7 +62,7 @@ type Sample struct {
 	DeliveredCE uint32  `parquet:"delivered_ce"` // of these, delivered with an ECN echo
 	Retrans     uint32  `parquet:"retrans"`      // segments retransmitted, cumulative
 	Lost        uint32  `parquet:"lost"`         // segments now presumed lost
-	PacingRate  float64 `parquet:"pacing_rate"`  // bit/s; 0 when not paced
+	PacingRate  float64 `parquet:"pacing_rate"`  // bit/s; 0 when not paced, which Diag cannot tell: it has the rate that TCP worked out
 	CAState     CAState `parquet:"ca_state"`
 }
 

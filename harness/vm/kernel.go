@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vm
+
+import (
+	"bytes"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
+)
+
+// Kernel is a kernel that a guest can boot.
+type Kernel struct {
+	Image   string // path of the bzImage ("vmlinuz")
+	Release string // as uname -r will tell, read from the image
+	Modules string // its lib/modules/RELEASE directory; "" if there is none
+}
+
+// OpenKernel examines a kernel image for x86-64. Its modules are looked for where
+// distributions unpack them: beside the image's directory, in
+// ../lib/modules/RELEASE, and in /lib/modules/RELEASE.
+func OpenKernel(image string) (*Kernel, error) {
+	f, err := os.Open(image)
+	if err != nil {
+		return nil, fmt.Errorf("kernel: %w", err)
+	}
+	defer f.Close()
+	release, err := parseRelease(f)
+	if err != nil {
+		return nil, fmt.Errorf("kernel %q: %w", image, err)
+	}
+	k := &Kernel{Image: image, Release: release}
+	for _, dir := range []string{filepath.Join(filepath.Dir(image), "..", "lib/modules"), "/lib/modules"} {
+		dir = filepath.Join(dir, release)
+		if st, err := os.Stat(dir); err == nil && st.IsDir() {
+			k.Modules = dir
+			break
+		}
+	}
+	return k, nil
+}
+
+// parseRelease reads the release out of the boot protocol's header
+// (Documentation/arch/x86/boot.rst: "HdrS" at 0x202, kernel_version at 0x20e,
+// xloadflags at 0x236).
+func parseRelease(r io.ReaderAt) (string, error) {
+	head := make([]byte, 0x264)
+	if _, err := r.ReadAt(head, 0); err != nil {
+		return "", errors.New("not a kernel image: too short")
+	}
+	if bytes.HasPrefix(head, []byte(elf.ELFMAG)) {
+		return "", errors.New("an ELF vmlinux: the compressed vmlinuz is needed")
+	}
+	if string(head[0x202:0x206]) != "HdrS" || binary.LittleEndian.Uint16(head[0x206:]) < 0x20c {
+		return "", errors.New("not a Linux kernel image for x86-64")
+	}
+	if head[0x236]&1 == 0 { // XLF_KERNEL_64
+		return "", errors.New("a 32-bit kernel: one for x86-64 is needed")
+	}
+	version := make([]byte, 128)
+	n, err := r.ReadAt(version, int64(binary.LittleEndian.Uint16(head[0x20e:]))+0x200)
+	if err != nil && err != io.EOF {
+		return "", fmt.Errorf("read the release: %w", err)
+	}
+	release, _, ok := strings.Cut(string(version[:n]), " ")
+	if !ok || release == "" || strings.ContainsRune(release, 0) {
+		return "", errors.New("the image does not tell its release")
+	}
+	return release, nil
+}
+
+// module is a kernel module as a guest loads it: plain ELF.
+type module struct {
+	name string // with "_" for "-", as the kernel lists it
+	elf  []byte
+}
+
+// MissingModuleError says that a kernel neither has a module built in nor
+// comes with it.
+type MissingModuleError struct{ Kernel, Module string }
+
+func (e *MissingModuleError) Error() string {
+	return fmt.Sprintf("kernel %q: module %q: neither built in nor there", e.Kernel, e.Module)
+}
+
+// load reads the named modules and what they depend on, each after its
+// dependencies. Those that are built in are left out. It does not need
+// modules.dep, which packages leave to depmod(8): a module tells its
+// dependencies itself.
+func (k *Kernel) load(names []string) ([]module, error) {
+	builtin, err := k.builtin()
+	if err != nil {
+		return nil, err
+	}
+	files := map[string]string{}
+	if k.Modules != "" {
+		err := filepath.WalkDir(filepath.Join(k.Modules, "kernel"), func(path string, d fs.DirEntry, err error) error {
+			if name, _, ok := strings.Cut(filepath.Base(path), ".ko"); ok {
+				files[canonical(name)] = path
+			}
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("kernel %q: modules: %w", k.Release, err)
+		}
+	}
+	var out []module
+	done := map[string]bool{}
+	var add func(name string) error
+	add = func(name string) error {
+		name = canonical(name)
+		if done[name] || slices.Contains(builtin, name) {
+			return nil
+		}
+		done[name] = true
+		path, ok := files[name]
+		if !ok {
+			return &MissingModuleError{k.Release, name}
+		}
+		m, err := readModule(path)
+		if err != nil {
+			return fmt.Errorf("module %q: %w", path, err)
+		}
+		needs, err := depends(m)
+		if err != nil {
+			return fmt.Errorf("module %q: %w", path, err)
+		}
+		for _, n := range needs {
+			if err := add(n); err != nil {
+				return err
+			}
+		}
+		out = append(out, module{name, m})
+		return nil
+	}
+	for _, n := range names {
+		if err := add(n); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+func (k *Kernel) builtin() ([]string, error) {
+	if k.Modules == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(filepath.Join(k.Modules, "modules.builtin"))
+	if err != nil {
+		return nil, fmt.Errorf("kernel %q: %w", k.Release, err)
+	}
+	var names []string
+	for line := range strings.Lines(string(b)) {
+		names = append(names, canonical(strings.TrimSuffix(filepath.Base(strings.TrimSpace(line)), ".ko")))
+	}
+	return names, nil
+}
+
+// canonical is how the kernel writes a module's name.
+func canonical(name string) string { return strings.ReplaceAll(name, "-", "_") }
+
+// maxModule bounds what a compressed module may unpack to, in bytes.
+const maxModule = 64 << 20
+
+// readModule reads a module, plain or compressed.
+func readModule(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var r io.Reader = f
+	switch filepath.Ext(path) {
+	case ".ko":
+	case ".xz":
+		if r, err = xz.NewReader(f); err != nil {
+			return nil, err
+		}
+	case ".zst":
+		d, err := zstd.NewReader(f, zstd.WithDecoderConcurrency(1))
+		if err != nil {
+			return nil, err
+		}
+		defer d.Close()
+		r = d
+	default:
+		return nil, fmt.Errorf("unknown compression %q", filepath.Ext(path))
+	}
+	b, err := io.ReadAll(io.LimitReader(r, maxModule+1))
+	if err == nil && len(b) > maxModule {
+		err = fmt.Errorf("larger than %d MiB", maxModule>>20)
+	}
+	return b, err
+}
+
+// depends reads the "depends=" line of a module's .modinfo section.
+func depends(mod []byte) ([]string, error) {
+	f, err := elf.NewFile(bytes.NewReader(mod))
+	if err != nil {
+		return nil, err
+	}
+	s := f.Section(".modinfo")
+	if s == nil {
+		return nil, errors.New("no .modinfo: not a kernel module")
+	}
+	info, err := s.Data()
+	if err != nil {
+		return nil, err
+	}
+	for field := range bytes.SplitSeq(info, []byte{0}) {
+		if v, ok := bytes.CutPrefix(field, []byte("depends=")); ok && len(v) > 0 {
+			return strings.Split(string(v), ","), nil
+		}
+	}
+	return nil, nil
+}
