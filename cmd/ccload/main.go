@@ -18,6 +18,7 @@ import (
 	"strings"
 	"syscall"
 
+	"ccload/harness/vm"
 	"ccload/registry"
 
 	"github.com/spf13/cobra"
@@ -34,6 +35,11 @@ const (
 )
 
 func main() {
+	if vm.Inside() {
+		vm.Init(func(args []string, stdout, stderr io.Writer) int {
+			return run(context.Background(), args, strings.NewReader(""), stdout, stderr)
+		})
+	}
 	garbage(false)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
