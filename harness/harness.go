@@ -34,10 +34,22 @@ import (
 	"ccload/internal/netns"
 )
 
+// Sink takes what a run sees, as it comes, and in the end the Run, which makes the
+// result whole. Sample and Link may be called from different goroutines.
+// *trace.Writer is one.
+type Sink interface {
+	Sample(trace.Sample) error
+	Link(trace.LinkSample) error
+	Finish(*trace.Run) error
+	Close() error // without Finish before it the result is not whole; may be called again
+}
+
 // Options say how an experiment is run, other than what is to be run.
 type Options struct {
-	// Dir is the result directory to make; see trace.Create. It is required.
+	// Dir is the result directory to make; see trace.Create.
 	Dir string
+	// Sink, if it is set, takes the results in place of a directory.
+	Sink Sink
 	// Progress is called a few times a second while the flows run.
 	Progress func(elapsed, total time.Duration)
 	// Ring is the size of the buffer for samples on ACKs; see sampler.OpenAck.
@@ -81,8 +93,10 @@ func Run(ctx context.Context, e trace.Experiment, opt Options) (*trace.Run, erro
 	if err != nil {
 		return nil, err
 	}
-	if x.out, err = trace.Create(opt.Dir); err != nil {
-		return nil, err
+	if x.out = opt.Sink; x.out == nil {
+		if x.out, err = trace.Create(opt.Dir); err != nil {
+			return nil, err
+		}
 	}
 	defer x.out.Close()
 	x.run.Link.Measured = measured
@@ -99,7 +113,7 @@ var one sync.Mutex
 type experiment struct {
 	trace.Experiment
 	run *trace.Run
-	out *trace.Writer
+	out Sink
 
 	sender, receiver *netns.NS
 	link             *link.Link

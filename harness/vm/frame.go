@@ -21,6 +21,12 @@ const (
 	frameStdout kind = 'o'
 	frameStderr kind = 'e'
 	frameExit   kind = 'x' // payload: one byte, the exit status; the last frame
+
+	frameAlive    kind = 'a' // one byte: the guest is not stuck
+	frameSamples  kind = 's' // trace.Samples; see appendSample
+	frameLinks    kind = 'l' // trace.LinkSamples
+	frameProgress kind = 'p' // 8 bytes each: time elapsed and in all, ns
+	frameRun      kind = 'r' // a trace.Run as JSON
 )
 
 const (
@@ -80,8 +86,9 @@ func readFrame(r io.Reader) (kind, []byte, error) {
 	return kind(head[0]), payload, nil
 }
 
-// demux passes on what a guest writes until it says that it is done, or ends.
-func demux(r io.Reader, stdout, stderr io.Writer) (status int, done bool, err error) {
+// demux passes on what a guest sends until it says that it is done, or ends.
+// alive is called for every frame.
+func (g *Guest) demux(r io.Reader, stdout, stderr io.Writer, alive func()) (status int, done bool, err error) {
 	for {
 		k, payload, err := readFrame(r)
 		if err == io.EOF {
@@ -90,7 +97,9 @@ func demux(r io.Reader, stdout, stderr io.Writer) (status int, done bool, err er
 		if err != nil {
 			return 0, false, err
 		}
+		alive()
 		switch k {
+		case frameAlive:
 		case frameStdout:
 			_, err = stdout.Write(payload)
 		case frameStderr:
@@ -100,6 +109,11 @@ func demux(r io.Reader, stdout, stderr io.Writer) (status int, done bool, err er
 				return 0, false, errors.New("exit frame without a status")
 			}
 			return int(payload[0]), true, nil
+		case frameSamples, frameLinks, frameProgress, frameRun:
+			if g.results == nil {
+				return 0, false, errors.New("results of a run that nobody asked for")
+			}
+			err = g.results.take(k, payload)
 		default:
 			err = fmt.Errorf("frame of unknown kind %q", byte(k))
 		}

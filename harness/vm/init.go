@@ -8,7 +8,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -46,20 +48,57 @@ func initialise(main func(args []string, stdout, stderr io.Writer) int) error {
 	if err := loadModules(); err != nil {
 		return err
 	}
-	port, err := openPort()
-	if err != nil {
+	var err error
+	if port, err = openPort(); err != nil {
 		return err
 	}
 	defer port.Close()
+	go alive()
 	args, err := os.ReadFile(guestArgs)
 	if err != nil {
 		return err
 	}
 	os.Setenv("PATH", "/")
 	os.Setenv("HOME", "/tmp")
-	status := main(strings.Split(string(args), "\x00"), frameWriter{port, frameStdout}, frameWriter{port, frameStderr})
-	_, err = frameWriter{port, frameExit}.Write([]byte{byte(status)})
-	return err
+	limit, err := os.ReadFile(guestLimit)
+	if err != nil {
+		return err
+	}
+	n, err := strconv.ParseInt(string(limit), 10, 64)
+	if err != nil {
+		return err
+	}
+	over := make(chan int, 1)
+	go func() {
+		if string(args) == probeArg {
+			over <- 0
+			return
+		}
+		over <- main(strings.Split(string(args), "\x00"), frameWriter{port, frameStdout}, frameWriter{port, frameStderr})
+	}()
+	select {
+	case status := <-over:
+		_, err = frameWriter{port, frameExit}.Write([]byte{byte(status)})
+		return err
+	case <-time.After(time.Duration(n)):
+		return fmt.Errorf("not done after %v of the guest's time", time.Duration(n))
+	}
+}
+
+// probeArg asks only whether a guest gets as far as this.
+const probeArg = "\x00probe"
+
+// port is the way to the host.
+var port *os.File
+
+// alive tells the host, once in a second of the guest's time, that the guest is not
+// stuck.
+func alive() {
+	for range time.Tick(time.Second) {
+		if _, err := (frameWriter{port, frameAlive}).Write([]byte{0}); err != nil {
+			return
+		}
+	}
 }
 
 func loadModules() error {

@@ -17,6 +17,7 @@ import (
 const (
 	guestInit    = "/init"
 	guestArgs    = "/etc/ccload/args"    // NUL-separated
+	guestLimit   = "/etc/ccload/limit"   // of the guest's time, in ns
 	guestModules = "/etc/ccload/modules" // one path a line, in the order of loading
 )
 

@@ -41,10 +41,26 @@ type Guest struct {
 	Files   map[string][]byte // further files of the guest, by absolute path
 	Modules []string          // kernel modules to load, with what they depend on
 	Memory  int               // MiB; default 512
+
+	// RealTime lets the guest's clock be the host's, and KVM run it where that
+	// works. Nothing is repeatable then.
+	RealTime bool
+	// Limit is how much of its own time the guest may take; default an hour.
+	Limit time.Duration
+	// Patience is how much of the host's time may pass without a sign of life;
+	// default two minutes.
+	Patience time.Duration
+
+	results *received // of a run; see Experiment
 }
 
-// ErrNoQEMU says that QEMU is not installed.
-var ErrNoQEMU = errors.New("no " + qemu + ": install the package qemu-system-x86")
+// What to do when it is not installed is up to the distribution; on Debian the
+// package is qemu-system-x86.
+var (
+	// ErrNoQEMU says that QEMU is not installed.
+	ErrNoQEMU = errors.New("no " + qemu + ": install the package qemu-system-x86")
+	errHangs  = errors.New("it hangs: no sign of life")
+)
 
 // CrashError says that the guest ended without having said that it was done.
 type CrashError struct {
@@ -56,7 +72,7 @@ func (e *CrashError) Error() string {
 	if e.Log == "" {
 		return "guest: " + e.Why
 	}
-	return "guest: " + e.Why + "\n" + e.Log
+	return "guest: " + e.Why + "; the last lines of its log:\n" + e.Log
 }
 
 // Run boots the guest, passes on what it writes and returns the exit status of
@@ -68,6 +84,16 @@ func (g *Guest) Run(ctx context.Context, stdout, stderr, console io.Writer) (sta
 	if err != nil {
 		return 0, ErrNoQEMU
 	}
+	kvm := false
+	if g.RealTime {
+		if kvm, err = g.Kernel.kvmWorks(ctx, g.Binary); err != nil {
+			return 0, err
+		}
+	}
+	return g.run(ctx, path, kvm, stdout, stderr, console)
+}
+
+func (g *Guest) run(ctx context.Context, path string, kvm bool, stdout, stderr, console io.Writer) (status int, err error) {
 	initrd, err := g.initrd()
 	if err != nil {
 		return 0, err
@@ -75,28 +101,25 @@ func (g *Guest) Run(ctx context.Context, stdout, stderr, console io.Writer) (sta
 	defer initrd.Close()
 	port, portGuest, err := os.Pipe()
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("guest: %w", err)
 	}
 	defer port.Close()
 	log, logGuest, err := os.Pipe()
 	if err != nil {
-		return 0, errors.Join(err, portGuest.Close())
+		return 0, errors.Join(fmt.Errorf("guest: %w", err), portGuest.Close())
 	}
 	defer log.Close()
 
-	memory := g.Memory
-	if memory == 0 {
-		memory = 512
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	patience := g.Patience
+	if patience == 0 {
+		patience = 2 * time.Minute
 	}
-	cmd := exec.CommandContext(ctx, path,
-		"-nodefaults", "-display", "none", "-no-reboot",
-		"-accel", "tcg", "-cpu", "max,-rdrand,-rdseed", "-smp", "1", "-m", fmt.Sprint(memory),
-		"-icount", "shift=0,sleep=off", "-rtc", "clock=vm,base=2026-01-01",
-		"-kernel", g.Kernel.Image, "-initrd", "/dev/fd/3",
-		"-append", "console=ttyS0 quiet panic=-1 oops=panic",
-		"-chardev", "file,id=log,path=/dev/fd/5", "-serial", "chardev:log",
-		"-device", "virtio-serial-pci",
-		"-chardev", "file,id=port,path=/dev/fd/4", "-device", "virtserialport,chardev=port,name="+portName)
+	watchdog := time.AfterFunc(patience, func() { cancel(errHangs) })
+	defer watchdog.Stop()
+
+	cmd := exec.CommandContext(ctx, path, g.options(kvm)...)
 	cmd.ExtraFiles = []*os.File{initrd, portGuest, logGuest}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = time.Second
@@ -122,24 +145,84 @@ func (g *Guest) Run(ctx context.Context, stdout, stderr, console io.Writer) (sta
 		}
 		io.Copy(w, log)
 	})
-	status, done, frameErr := demux(port, stdout, stderr)
-	if frameErr != nil {
-		cmd.Process.Kill()
+	status, done, failure := g.demux(port, stdout, stderr, func() { watchdog.Reset(patience) })
+	if failure != nil {
+		cancel(failure)
 	}
 	io.Copy(io.Discard, port)
 	waitErr := cmd.Wait()
 	readers.Wait()
-	switch {
-	case ctx.Err() != nil:
-		return 0, ctx.Err()
-	case frameErr != nil:
-		return 0, fmt.Errorf("guest: %w", frameErr)
+	switch cause := context.Cause(ctx); {
 	case done:
 		return status, nil
+	case failure != nil:
+		return 0, fmt.Errorf("guest: %w", failure)
+	case cause == errHangs:
+		return 0, &CrashError{fmt.Sprintf("%v for %v", errHangs, patience), tail.lines()}
+	case cause != nil:
+		return 0, cause
 	case waitErr != nil && complaints.Len() > 0:
 		return 0, fmt.Errorf("%s: %s", qemu, bytes.TrimSpace(complaints.Bytes()))
 	}
 	return 0, tail.crash(waitErr)
+}
+
+// options are QEMU's.
+func (g *Guest) options(kvm bool) []string {
+	memory := g.Memory
+	if memory == 0 {
+		memory = 512
+	}
+	o := []string{
+		"-nodefaults", "-display", "none", "-no-reboot", "-smp", "1", "-m", fmt.Sprint(memory),
+		"-kernel", g.Kernel.Image, "-initrd", "/dev/fd/3",
+		"-append", "console=ttyS0 quiet panic=-1 oops=panic",
+		"-chardev", "file,id=log,path=/dev/fd/5", "-serial", "chardev:log",
+		// The port is served by the virtual processor's own thread: another would answer
+		// at a moment that depends on the host.
+		"-device", "virtio-serial-pci,ioeventfd=off",
+		"-chardev", "file,id=port,path=/dev/fd/4", "-device", "virtserialport,chardev=port,name=" + portName,
+	}
+	switch {
+	case kvm:
+		return append(o, "-accel", "kvm", "-cpu", "host")
+	case g.RealTime:
+		return append(o, "-accel", "tcg", "-cpu", "max")
+	}
+	// One nanosecond an instruction; time in which the guest waits takes none. No
+	// instruction may give what is random.
+	return append(o, "-accel", "tcg", "-cpu", "max,-rdrand,-rdseed",
+		"-icount", "shift=0,sleep=off", "-rtc", "clock=vm,base=2026-01-01")
+}
+
+// kvm is what a probe found out, once in a process.
+var kvm struct {
+	sync.Once
+	works bool
+}
+
+// kvmPatience is how long a guest may take to boot under KVM: without an answer
+// QEMU has stopped it for what it cannot emulate.
+const kvmPatience = 20 * time.Second
+
+// kvmWorks boots the kernel under KVM to find out whether that works: that there
+// is a /dev/kvm does not tell, where the host is a guest itself.
+func (k *Kernel) kvmWorks(ctx context.Context, binary string) (bool, error) {
+	kvm.Do(func() {
+		f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+		if err != nil {
+			return
+		}
+		f.Close()
+		path, err := exec.LookPath(qemu)
+		if err != nil {
+			return
+		}
+		probe := &Guest{Kernel: k, Binary: binary, Args: []string{probeArg}, Patience: kvmPatience, RealTime: true}
+		status, err := probe.run(ctx, path, true, io.Discard, io.Discard, nil)
+		kvm.works = err == nil && status == 0
+	})
+	return kvm.works, ctx.Err()
 }
 
 // initrd writes the guest's files into memory that has a descriptor but no name.
@@ -148,7 +231,15 @@ func (g *Guest) initrd() (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("guest: %w", err)
 	}
-	files := map[string][]byte{guestInit: binary, guestArgs: []byte(strings.Join(g.Args, "\x00"))}
+	limit := g.Limit
+	if limit == 0 {
+		limit = time.Hour
+	}
+	files := map[string][]byte{
+		guestInit:  binary,
+		guestArgs:  []byte(strings.Join(g.Args, "\x00")),
+		guestLimit: fmt.Append(nil, int64(limit)),
+	}
 	for name, data := range g.Files {
 		files[name] = data
 	}
@@ -180,7 +271,10 @@ func (g *Guest) initrd() (*os.File, error) {
 // tail keeps the end of the kernel's log.
 type tail struct{ b []byte }
 
-const tailSize = 4096
+const (
+	tailSize  = 16 << 10
+	tailLines = 20
+)
 
 func (t *tail) Write(p []byte) (int, error) {
 	t.b = append(t.b, p...)
@@ -190,18 +284,26 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// lines are the last of the log.
+func (t *tail) lines() string {
+	s := strings.TrimSpace(strings.ReplaceAll(string(t.b), "\r", ""))
+	lines := strings.Split(s, "\n")
+	return strings.Join(lines[max(0, len(lines)-tailLines):], "\n")
+}
+
 // crash says why a guest ended that was not done.
 func (t *tail) crash(wait error) error {
-	log := strings.TrimSpace(strings.ReplaceAll(string(t.b), "\r", ""))
 	why := "it ended before it was done"
 	for _, sign := range []struct{ in, means string }{
+		{"init: not done", "it took too long"},
 		{"Out of memory", "out of memory"},
 		{"out of memory", "out of memory"},
+		{"deadlocked on memory", "out of memory"},
 		{"BUG:", "the kernel met a bug"},
 		{"Oops", "the kernel oopsed"},
 		{"Kernel panic", "the kernel panicked"},
 	} {
-		if strings.Contains(log, sign.in) {
+		if bytes.Contains(t.b, []byte(sign.in)) {
 			why = sign.means
 			break
 		}
@@ -209,5 +311,5 @@ func (t *tail) crash(wait error) error {
 	if wait != nil {
 		why += " (" + wait.Error() + ")"
 	}
-	return &CrashError{why, log}
+	return &CrashError{why, t.lines()}
 }
