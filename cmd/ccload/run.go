@@ -19,6 +19,7 @@ import (
 
 	"ccload/harness"
 	"ccload/harness/trace"
+	"ccload/harness/vm"
 	"ccload/registry"
 
 	"github.com/spf13/cobra"
@@ -32,7 +33,8 @@ type runFlags struct {
 	duration, interval, perAck, to string
 	flows, repeat                  int
 	seed                           uint64
-	together                       bool
+	together, realtime             bool
+	kernels, objects               []string
 }
 
 func (a *app) run() *cobra.Command {
@@ -45,7 +47,9 @@ at once with --together, in network namespaces that vanish afterwards. A
 directory of results for each run is left behind.`,
 		Example: `  ccload run --cc bpf_cubic,cubic --rate 20mbit --rtt 40ms --buffer 1bdp
   ccload run --cc bpf_dctcp --ecn 20p --flows 2
-  ccload run --cc cubic,reno --together --loss 0.01% -o results/rivals`,
+  ccload run --cc cubic,reno --together --loss 0.01% -o results/rivals
+  ccload run --cc bpf_cubic,cubic --vm debian-6.12
+  ccload run --cc mine,cubic --vm debian-6.12 --object mine.bpf.o`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.runAll(cmd.Context(), &f) },
 	})
@@ -64,6 +68,9 @@ directory of results for each run is left behind.`,
 	fl.StringVar(&f.perAck, "per-ack", "auto", "sample on every ACK too: `auto`, on or off")
 	fl.BoolVar(&f.together, "together", false, "all congestion controls in one run, side by side")
 	fl.StringVarP(&f.to, "output", "o", "", "`DIR` for the results (default results/TIME-CC…)")
+	fl.StringSliceVar(&f.kernels, "vm", nil, "run in guests with these kernels, in virtual time: `KERNEL[,KERNEL…]`, a name of ccload kernels or a path of a vmlinuz")
+	fl.BoolVar(&f.realtime, "realtime", false, "let the guests' clock be the host's")
+	fl.StringArrayVar(&f.objects, "object", nil, "`FILE.o` with a congestion control for the guests; may be repeated")
 	cmd.RegisterFlagCompletionFunc("cc", nameList)
 	cmd.RegisterFlagCompletionFunc("per-ack", cobra.FixedCompletions([]string{"auto", "on", "off"}, cobra.ShellCompDirectiveNoFileComp))
 	cmd.MarkFlagDirname("output")
@@ -72,8 +79,9 @@ directory of results for each run is left behind.`,
 
 // task is one run to be done.
 type task struct {
-	dir string
-	exp trace.Experiment
+	dir    string
+	exp    trace.Experiment
+	kernel *vm.Kernel // of the guest; nil: here
 }
 
 func (a *app) runAll(ctx context.Context, f *runFlags) error {
@@ -82,27 +90,50 @@ func (a *app) runAll(ctx context.Context, f *runFlags) error {
 	if err != nil {
 		return usageError{err}
 	}
+	if len(f.kernels) == 0 && (f.realtime || len(f.objects) > 0) {
+		return usagef("--realtime and --object are for guests: --vm KERNEL")
+	}
 	if f.to == "" {
 		f.to = filepath.Join("results", time.Now().Format("20060102-150405")+"-"+strings.Join(f.cc, "-"))
 	}
-	tasks := f.tasks(base)
+	kernels, err := f.openKernels()
+	if err != nil {
+		return err
+	}
+	tasks := f.tasks(base, kernels)
 	for i := range tasks {
 		if tasks[i].exp, err = harness.Defaults(tasks[i].exp); err != nil {
 			return usageError{err}
 		}
 	}
+	var runs []*trace.Run
+	if len(kernels) > 0 {
+		runs, err = a.runInGuests(ctx, f, tasks)
+	} else {
+		runs, err = a.runHere(ctx, f, tasks)
+	}
+	if err == nil || len(runs) > 0 {
+		err = errors.Join(err, a.printRuns(runs))
+	}
+	if err == nil && !a.json {
+		a.say("results in %s; to draw them: ccload plot %[1]s", f.to)
+	}
+	return err
+}
+
+// runHere runs the tasks one after the other on this machine's kernel.
+func (a *app) runHere(ctx context.Context, f *runFlags, tasks []task) (runs []*trace.Run, err error) {
 	for _, name := range f.cc {
 		if err := registry.Require(name); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if f.perAck == "on" {
 		if err := tryTracepoint(); err != nil {
-			return fmt.Errorf("samples on every ACK: tracepoint tcp_probe: %w", err)
+			return nil, fmt.Errorf("samples on every ACK: tracepoint tcp_probe: %w", err)
 		}
 	}
 	opts := harness.Options{Objects: objectsOf(f.cc), Versions: versions()}
-	var runs []*trace.Run
 	for _, t := range tasks {
 		a.sayv("running %s for %s into %s", t.exp.Name, exact(t.exp.Duration, "s"), t.dir)
 		opts.Dir, opts.Progress = t.dir, a.progress(t.exp.Name)
@@ -115,20 +146,10 @@ func (a *app) runAll(ctx context.Context, f *runFlags) error {
 			err = errors.New("interrupted; what there is was kept")
 		}
 		if err != nil {
-			err = fmt.Errorf("run %q: %w", t.exp.Name, err)
-			if len(runs) > 0 {
-				err = errors.Join(err, a.printRuns(runs))
-			}
-			return err
+			return runs, fmt.Errorf("run %q: %w", t.exp.Name, err)
 		}
 	}
-	if err := a.printRuns(runs); err != nil {
-		return err
-	}
-	if !a.json {
-		a.say("results in %s; to draw them: ccload plot %[1]s", f.to)
-	}
-	return nil
+	return runs, nil
 }
 
 // experiment reads the flags: what all runs have in common.
@@ -256,7 +277,10 @@ func (a *app) terminal() bool {
 // tasks are the runs that the flags ask for: one for each congestion control, or
 // one for all together, and each as often as wanted. Where there are several,
 // each has a directory of its own in the one for the results.
-func (f *runFlags) tasks(base trace.Experiment) []task {
+func (f *runFlags) tasks(base trace.Experiment, kernels []*vm.Kernel) []task {
+	if len(kernels) == 0 {
+		kernels = []*vm.Kernel{nil} // this machine's
+	}
 	groups := [][]string{f.cc}
 	if !f.together {
 		groups = nil
@@ -265,24 +289,32 @@ func (f *runFlags) tasks(base trace.Experiment) []task {
 		}
 	}
 	var tasks []task
-	for _, group := range groups {
-		for i := range f.repeat {
-			t := task{dir: f.to, exp: base}
-			t.exp.Name = strings.Join(group, "+")
-			t.exp.Seed += uint64(i)
-			if len(groups) > 1 {
-				t.dir = filepath.Join(t.dir, t.exp.Name)
-			}
-			if f.repeat > 1 {
-				t.dir = filepath.Join(t.dir, strconv.Itoa(i+1))
-				t.exp.Name += " " + strconv.Itoa(i+1)
-			}
-			for _, name := range group {
-				for range f.flows {
-					t.exp.Flows = append(t.exp.Flows, trace.Flow{ID: len(t.exp.Flows) + 1, CC: name})
+	for _, kernel := range kernels {
+		for _, group := range groups {
+			for i := range f.repeat {
+				t := task{dir: f.to, exp: base, kernel: kernel}
+				t.exp.Name = strings.Join(group, "+")
+				t.exp.Seed += uint64(i)
+				if len(kernels) > 1 {
+					t.dir = filepath.Join(t.dir, kernel.Release)
 				}
+				if len(groups) > 1 {
+					t.dir = filepath.Join(t.dir, t.exp.Name)
+				}
+				if f.repeat > 1 {
+					t.dir = filepath.Join(t.dir, strconv.Itoa(i+1))
+					t.exp.Name += " " + strconv.Itoa(i+1)
+				}
+				if len(kernels) > 1 {
+					t.exp.Name += " on " + kernel.Release
+				}
+				for _, name := range group {
+					for range f.flows {
+						t.exp.Flows = append(t.exp.Flows, trace.Flow{ID: len(t.exp.Flows) + 1, CC: name})
+					}
+				}
+				tasks = append(tasks, t)
 			}
-			tasks = append(tasks, t)
 		}
 	}
 	return tasks

@@ -94,10 +94,11 @@ func (e *MissingModuleError) Error() string {
 }
 
 // load reads the named modules and what they depend on, each after its
-// dependencies. Those that are built in are left out. It does not need
+// dependencies. Those that are built in are left out, and optional ones that
+// the kernel does not have. It does not need
 // modules.dep, which packages leave to depmod(8): a module tells its
 // dependencies itself.
-func (k *Kernel) load(names []string) ([]module, error) {
+func (k *Kernel) load(names, optional []string) ([]module, error) {
 	builtin, err := k.builtin()
 	if err != nil {
 		return nil, err
@@ -146,6 +147,13 @@ func (k *Kernel) load(names []string) ([]module, error) {
 	for _, n := range names {
 		if err := add(n); err != nil {
 			return nil, err
+		}
+	}
+	for _, n := range optional {
+		if _, there := files[canonical(n)]; there {
+			if err := add(n); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return out, nil

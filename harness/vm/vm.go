@@ -35,12 +35,13 @@ const qemu = "qemu-system-x86_64"
 // Guest is what to run and where. The zero value of what is optional is the
 // default.
 type Guest struct {
-	Kernel  *Kernel
-	Binary  string            // path of the static binary that is the guest's init
-	Args    []string          // what it is told to do, as its os.Args[1:]
-	Files   map[string][]byte // further files of the guest, by absolute path
-	Modules []string          // kernel modules to load, with what they depend on
-	Memory  int               // MiB; default 512
+	Kernel   *Kernel
+	Binary   string            // path of the static binary that is the guest's init
+	Args     []string          // what it is told to do, as its os.Args[1:]
+	Files    map[string][]byte // further files of the guest, by absolute path
+	Modules  []string          // kernel modules to load, with what they depend on
+	Optional []string          // likewise, of those that the kernel has
+	Memory   int               // MiB; default 512
 
 	// RealTime lets the guest's clock be the host's, and KVM run it where that
 	// works. Nothing is repeatable then.
@@ -244,7 +245,7 @@ func (g *Guest) initrd() (*os.File, error) {
 		files[name] = data
 	}
 	// The port's driver is a module in some kernels.
-	mods, err := g.Kernel.load(append([]string{"virtio_pci", "virtio_console"}, g.Modules...))
+	mods, err := g.Kernel.load(append([]string{"virtio_pci", "virtio_console"}, g.Modules...), g.Optional)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"ccload/cc"
+	"ccload/harness"
+	"ccload/harness/trace"
+	"ccload/harness/vm"
+	"ccload/registry"
+	"ccload/structops"
+
+	"github.com/spf13/cobra"
+)
+
+// job is what the host tells a guest to run.
+type job struct {
+	Experiment trace.Experiment
+	Objects    map[string][]byte // of congestion controls beyond the catalogue's, by their names
+}
+
+const (
+	jobVerb = "guest-run"
+	jobFile = "/etc/ccload/job.json"
+)
+
+// guestSlack is what a guest may take of its own time beyond the experiment's.
+const guestSlack = 10 * time.Minute
+
+// guestModules are those of the guest's kernel that an experiment may need. What a
+// kernel lacks is not loaded, and met where it is used.
+var guestModules = strings.Fields("tun veth ifb sch_netem inet_diag tcp_diag")
+
+// guest makes a guest for one experiment.
+func guest(k *vm.Kernel, e trace.Experiment, objects map[string][]byte, realtime bool) (*vm.Guest, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	b, err := json.Marshal(job{e, objects})
+	if err != nil {
+		return nil, err
+	}
+	g := &vm.Guest{
+		Kernel: k, Binary: self, Args: []string{jobVerb}, Files: map[string][]byte{jobFile: b},
+		Optional: slices.Clone(guestModules), RealTime: realtime, Limit: time.Duration(e.Duration*float64(time.Second)) + guestSlack,
+	}
+	for _, f := range e.Flows {
+		g.Optional = append(g.Optional, "tcp_"+f.CC)
+	}
+	return g, nil
+}
+
+// guestRun is the verb that a guest is told: not for users.
+func (a *app) guestRun() *cobra.Command {
+	return &cobra.Command{
+		Use: jobVerb, Hidden: true, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !vm.Inside() {
+				return usagef("verb %q: only guests do that", jobVerb)
+			}
+			return runJob(cmd.Context())
+		},
+	}
+}
+
+func runJob(ctx context.Context) error {
+	b, err := os.ReadFile(jobFile)
+	if err != nil {
+		return err
+	}
+	var j job
+	if err := json.Unmarshal(b, &j); err != nil {
+		return err
+	}
+	var names []string
+	for _, f := range j.Experiment.Flows {
+		if !slices.Contains(names, f.CC) {
+			names = append(names, f.CC)
+		}
+	}
+	for _, name := range names {
+		if err := provide(name, j.Objects); err != nil {
+			return err
+		}
+	}
+	results := &vm.Results{}
+	_, err = harness.Run(ctx, j.Experiment, harness.Options{
+		Sink: results, Progress: results.Progress, Objects: objectsOf(names),
+	})
+	return err
+}
+
+// provide registers a congestion control from the objects or else from the
+// catalogue; one that neither has must be the kernel's own.
+func provide(name string, objects map[string][]byte) error {
+	object := objects[name]
+	if object == nil {
+		a := cc.Lookup(name)
+		if a == nil {
+			return registry.Require(name)
+		}
+		object = a.Object()
+	}
+	spec, err := structops.Parse(object)
+	if err != nil {
+		return fmt.Errorf("register %q: %w", name, err)
+	}
+	for _, ops := range spec.Ops {
+		if ops.Name == name {
+			_, err := registry.Register(spec, registry.Options{Map: ops.Map})
+			return err
+		}
+	}
+	return fmt.Errorf("register %q: not in its object", name)
+}
+
+// objectFiles reads the files of --object: each congestion control's object, by the
+// control's name.
+func objectFiles(paths []string) (map[string][]byte, error) {
+	objects := map[string][]byte{}
+	for _, path := range paths {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("--object: %w", err)
+		}
+		spec, err := structops.Parse(b)
+		if err != nil {
+			return nil, fmt.Errorf("--object %q: %w", path, err)
+		}
+		for _, ops := range spec.Ops {
+			if _, twice := objects[ops.Name]; twice {
+				return nil, fmt.Errorf("--object %q: %q is in another object, too", path, ops.Name)
+			}
+			objects[ops.Name] = b
+		}
+	}
+	return objects, nil
+}
+
+// openKernels finds the guests' kernels.
+func (f *runFlags) openKernels() (kernels []*vm.Kernel, err error) {
+	for _, name := range f.kernels {
+		k, err := vm.OpenKernel(name)
+		if err != nil {
+			return nil, err
+		}
+		kernels = append(kernels, k)
+	}
+	return kernels, nil
+}
+
+// runInGuests runs the tasks in a guest each, as many side by side as there are
+// processors. The first that fails ends the others.
+func (a *app) runInGuests(ctx context.Context, f *runFlags, tasks []task) ([]*trace.Run, error) {
+	objects, err := objectFiles(f.objects)
+	if err != nil {
+		return nil, err
+	}
+	runs, errs := make([]*trace.Run, len(tasks)), make([]error, len(tasks))
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	p := a.guestProgress(len(tasks))
+	slots := make(chan struct{}, runtime.NumCPU())
+	var wg sync.WaitGroup
+	for i, t := range tasks {
+		slots <- struct{}{}
+		if ctx.Err() != nil {
+			break
+		}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			a.sayv("running %s on %s for %s into %s", t.exp.Name, t.kernel.Release, exact(t.exp.Duration, "s"), t.dir)
+			g, err := guest(t.kernel, t.exp, objects, f.realtime)
+			if err == nil {
+				var talk bytes.Buffer
+				opts := harness.Options{Dir: t.dir, Versions: versions(), Progress: p.of(t.exp.Name)}
+				runs[i], err = g.Experiment(ctx, t.exp, opts, &talk)
+				if talk.Len() > 0 {
+					err = errors.Join(err, errors.New(strings.TrimSpace(talk.String())))
+				}
+			}
+			p.done(t.exp.Name)
+			if err != nil && ctx.Err() == nil {
+				errs[i] = fmt.Errorf("run %q: %w", t.exp.Name, err)
+				cancel(errs[i])
+			}
+		})
+	}
+	wg.Wait()
+	p.over()
+	runs = slices.DeleteFunc(runs, func(r *trace.Run) bool { return r == nil })
+	err = errors.Join(errs...)
+	if err == nil && ctx.Err() != nil {
+		err = errors.New("interrupted; what there is was kept")
+	}
+	return runs, err
+}
+
+// guestsProgress is one line for all guests that run: what each has done of its own
+// time, and what that took of ours.
+type guestsProgress struct {
+	a       *app
+	begun   time.Time
+	mu      sync.Mutex
+	tasks   int
+	through int
+	running map[string][2]time.Duration // elapsed and in all, virtual
+}
+
+func (a *app) guestProgress(tasks int) *guestsProgress {
+	return &guestsProgress{a: a, begun: time.Now(), tasks: tasks, running: map[string][2]time.Duration{}}
+}
+
+func (p *guestsProgress) of(name string) func(elapsed, total time.Duration) {
+	p.set(name, 0, 0)
+	return func(elapsed, total time.Duration) { p.set(name, elapsed, total) }
+}
+
+func (p *guestsProgress) set(name string, elapsed, total time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.running[name] = [2]time.Duration{elapsed, total}
+	p.draw()
+}
+
+func (p *guestsProgress) done(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.running, name)
+	p.through++
+	p.draw()
+}
+
+func (p *guestsProgress) draw() {
+	if !p.a.terminal() {
+		return
+	}
+	var parts []string
+	for _, name := range slices.Sorted(maps.Keys(p.running)) {
+		if t := p.running[name]; t[1] > 0 {
+			parts = append(parts, fmt.Sprintf("%s %.1f of %.0f s", name, t[0].Seconds(), t[1].Seconds()))
+		} else {
+			parts = append(parts, name+" boots")
+		}
+	}
+	fmt.Fprintf(p.a.err, "\r%d of %d runs done; virtual time: %s; %.0f s of ours\x1b[K",
+		p.through, p.tasks, strings.Join(parts, ", "), time.Since(p.begun).Seconds())
+}
+
+func (p *guestsProgress) over() { p.a.progressOver() }
