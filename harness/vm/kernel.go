@@ -24,6 +24,8 @@ type Kernel struct {
 	Image   string // path of the bzImage ("vmlinuz")
 	Release string // as uname -r will tell, read from the image
 	Modules string // its lib/modules/RELEASE directory; "" if there is none
+
+	vmlinux unpacked
 }
 
 // OpenKernel examines a kernel image for x86-64. Its modules are looked for where
