@@ -162,7 +162,7 @@ func decisive(log []string) (reason, source string) {
 }
 
 func isNoise(line string) bool {
-	for _, p := range []string{"processed ", "verification time", "stack depth", "mark_precise", "from ", "func#", "frame", "Validating ", "arg#", "last_idx", "regs=", "parent ", "old insn", "new insn", "safe", "propagating "} {
+	for _, p := range []string{"processed ", "verification time", "stack depth", "mark_precise", "from ", "func#", "frame", "Validating ", "arg#", "last_idx", "regs=", "parent ", "old insn", "new insn", "safe", "propagating ", "cur state:", "old state:"} {
 		if strings.HasPrefix(line, p) {
 			return true
 		}

@@ -59,14 +59,9 @@ func (s *Spec) Load(mapNames ...string) (_ *Object, err error) {
 		}
 	}
 	obj := &Object{}
-	coll := &ebpf.CollectionSpec{
-		Maps: maps.Clone(s.coll.Maps), Variables: s.coll.Variables, Types: s.coll.Types, ByteOrder: s.coll.ByteOrder,
-		Programs: map[string]*ebpf.ProgramSpec{},
-	}
-	if s.kconfig != nil {
-		if coll.Maps[kconfigMap], err = s.kconfigFrom("/"); err != nil {
-			return nil, err
-		}
+	coll, err := s.collection()
+	if err != nil {
+		return nil, err
 	}
 	for _, name := range s.tailCalled() {
 		if coll.Programs[name], err = s.tailProgram(name, l); err != nil {
@@ -102,6 +97,18 @@ func (s *Spec) Load(mapNames ...string) (_ *Object, err error) {
 		}
 	}
 	return obj, nil
+}
+
+// collection has the maps of the object, and no programs yet.
+func (s *Spec) collection() (_ *ebpf.CollectionSpec, err error) {
+	coll := &ebpf.CollectionSpec{
+		Maps: maps.Clone(s.coll.Maps), Variables: s.coll.Variables, Types: s.coll.Types, ByteOrder: s.coll.ByteOrder,
+		Programs: map[string]*ebpf.ProgramSpec{},
+	}
+	if s.kconfig != nil {
+		coll.Maps[kconfigMap], err = s.kconfigFrom("/")
+	}
+	return coll, err
 }
 
 // key names a program in a collection. One that stands in two members is loaded

@@ -36,6 +36,8 @@ type Ops struct {
 	Optional bool              // from a ?.struct_ops[.link] section: loaded only when asked for
 	Flags    uint32            // TCP_CONG_*; may be changed before Load (bit 0 = NON_RESTRICTED)
 	Programs map[string]string // member → program
+
+	typ *btf.Struct // as the object declares it
 }
 
 const opsType = "tcp_congestion_ops"
@@ -203,7 +205,7 @@ func (o *Ops) check() error {
 
 // read takes the members out of the variable.
 func (o *Ops) read(v variable, f *object) error {
-	o.Programs = map[string]string{}
+	o.Programs, o.typ = map[string]string{}, v.typ
 	for _, m := range v.typ.Members {
 		off := int(m.Offset.Bytes())
 		size, err := btf.Sizeof(m.Type)

@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package structops
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+)
+
+// Reason says why something does not load.
+type Reason struct {
+	Kind     ReasonKind `json:"kind"`
+	What     string     `json:"what,omitempty"` // the function, STRUCT.FIELD, member or argument
+	Program  string     `json:"program,omitempty"`
+	Member   string     `json:"member,omitempty"`
+	Function string     `json:"function,omitempty"` // of the program, in which it was refused
+	Detail   string     `json:"detail,omitempty"`   // in one line, the kernel's words where there are any
+	Source   string     `json:"source,omitempty"`   // line of C, where the log tells it
+	Log      []string   `json:"log,omitempty"`      // the verifier's
+}
+
+// ReasonKind is a sort of reason.
+type ReasonKind string
+
+const (
+	FunctionMissing   ReasonKind = "kernel function missing"
+	FunctionForbidden ReasonKind = "kernel function not allowed"
+	HelperMissing     ReasonKind = "helper not available"
+	FieldMissing      ReasonKind = "kernel field missing"
+	FieldNotWritable  ReasonKind = "field not writable"
+	MemberUnknown     ReasonKind = "member unknown"
+	SignatureChanged  ReasonKind = "signature changed"
+	FlagsUnknown      ReasonKind = "flags unknown"
+	NoBTF             ReasonKind = "no BTF"
+	Licence           ReasonKind = "licence"
+	LockedDown        ReasonKind = "locked down"
+	NotPermitted      ReasonKind = "not permitted"
+	BadObject         ReasonKind = "object"
+	VerifierRefusal   ReasonKind = "verifier's refusal"
+	Other             ReasonKind = "other"
+)
+
+// String is one line.
+func (r Reason) String() string {
+	s := string(r.Kind)
+	if r.What != "" {
+		s += ": " + r.What
+	}
+	if r.Detail != "" && (r.What == "" || r.Kind == SignatureChanged || r.Kind == Other) {
+		s += ": " + r.Detail
+	}
+	if r.Program == "" || r.Kind == MemberUnknown {
+		return s
+	}
+	s += " (" + r.Program + " for " + r.Member
+	if r.Function != "" && r.Function != r.Program {
+		s += ", in " + r.Function
+	}
+	if r.Source != "" {
+		s += ", at " + r.Source
+	}
+	return s + ")"
+}
+
+// Refusal is the reason in an error of Parse that is about the laws that every
+// kernel has; false for other errors, as of a file that is no object.
+func Refusal(err error) (Reason, bool) {
+	for law, kind := range map[error]ReasonKind{
+		ErrLicense: Licence, ErrNoBTF: NoBTF, ErrName: BadObject, ErrRequired: BadObject, ErrMember: BadObject, ErrProgram: BadObject,
+	} {
+		if errors.Is(err, law) {
+			return Reason{Kind: kind, Detail: strings.TrimPrefix(err.Error(), "object: ")}, true
+		}
+	}
+	return Reason{}, false
+}
+
+// generalReason is the reason in an error that is not about one program.
+func generalReason(err error) Reason {
+	r := Reason{Kind: Other, Detail: oneLine(err)}
+	var pe *PermissionError
+	var flags flagsError
+	if errors.As(err, &pe) {
+		if r.Kind = NotPermitted; len(pe.Missing) == 0 && pe.Lockdown != "" {
+			r.Kind = LockedDown
+		}
+		r.Detail = pe.Error()
+	} else if errors.Is(err, ErrKernelBTF) {
+		r.Kind = NoBTF
+	} else if errors.As(err, &flags) {
+		r.Kind, r.What, r.Detail = FlagsUnknown, fmt.Sprintf("%#x", uint32(flags)), ""
+	} else if law, ok := Refusal(err); ok {
+		r = law
+	}
+	return r
+}
+
+func oneLine(err error) string {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return line
+}
+
+// What the library puts in the place of what a kernel does not have: the number of
+// a helper that does not exist.
+const (
+	poisonedField    = btf.COREBadRelocationSentinel
+	poisonedFunction = 0xdedc0de
+)
+
+// libraryKfunc is how the library names the kernel function that it cannot bind.
+var libraryKfunc = regexp.MustCompile(`kfunc "([^"]+)": (.*)`)
+
+// programReason is the reason for which a program, made for a member, does not
+// load.
+func (s *Spec) programReason(err error, p *ebpf.ProgramSpec, o *Ops, member string) *Reason {
+	var ve *ebpf.VerifierError
+	if errors.Is(err, os.ErrPermission) && !errors.As(err, &ve) {
+		r := generalReason(err)
+		return &r
+	}
+	if !errors.As(err, &ve) {
+		r := generalReason(err)
+		if m := libraryKfunc.FindStringSubmatch(r.Detail); m != nil {
+			r.Kind, r.What, r.Detail = SignatureChanged, m[1], m[2]
+			if errors.Is(err, ebpf.ErrNotSupported) {
+				r.Kind, r.Detail = FunctionMissing, ""
+			}
+		}
+		return &r
+	}
+	log := parseRefusal(ve.Log)
+	r := &Reason{Kind: VerifierRefusal, Detail: log.reason, Source: log.source, Log: ve.Log}
+	if r.Detail == "" {
+		r.Detail = ve.Cause.Error()
+	}
+	at, function := instructionAt(p, log.at)
+	r.Function = function
+	switch {
+	case log.unknown == poisonedFunction && at != nil:
+		r.Kind, r.What, r.Detail = FunctionMissing, at.Reference(), ""
+	case log.unknown == poisonedField || strings.Contains(err.Error(), "bad CO-RE relocation"):
+		r.Kind, r.What, r.Detail, r.Source = FieldMissing, s.relocated(at), "", ""
+	case log.unknown >= 0:
+		r.Kind, r.What = HelperMissing, fmt.Sprintf("number %d", log.unknown)
+	case log.helper != "":
+		r.Kind, r.What = HelperMissing, log.helper
+	case log.function != "":
+		r.Kind, r.What = FunctionForbidden, log.function
+	case log.structure != "":
+		r.Kind, r.What = FieldNotWritable, log.structure
+		if kernel, err := kernelTypes().Kernel(); err == nil {
+			r.What = fieldAt(kernel, log.structure, log.offset)
+		}
+	case log.reason == "only read is supported":
+		r.Kind = FieldNotWritable
+	case log.argument > 0:
+		r.Kind, r.What, r.Detail = SignatureChanged, fmt.Sprintf("%s, argument %d", member, log.argument), ""
+		if _, theirs := o.signatures(member); theirs != nil {
+			r.Detail = "the kernel has " + signature(theirs)
+		}
+	case log.scalar:
+		// A pointer in the object may be a number in the kernel, or another
+		// pointer further on.
+		ours, theirs := o.signatures(member)
+		if n := changed(ours, theirs); n > 0 {
+			r.Kind, r.What = SignatureChanged, fmt.Sprintf("%s, argument %d", member, n)
+			r.Detail = fmt.Sprintf("the kernel has %s, the object %s", signature(theirs), signature(ours))
+		}
+	}
+	return r
+}
+
+// instructionAt is the instruction with a number, as the verifier counts, and the
+// function that it is in; nil if there is none.
+func instructionAt(p *ebpf.ProgramSpec, n int) (_ *asm.Instruction, function string) {
+	for iter := p.Instructions.Iterate(); iter.Next(); {
+		if f := btf.FuncMetadata(iter.Ins); f != nil {
+			function = f.Name
+		}
+		if int(iter.Offset) == n {
+			return iter.Ins, function
+		}
+	}
+	return nil, ""
+}
+
+// relocation is how the library prints one: it does not give its parts.
+var relocation = regexp.MustCompile(`\[([0-9:]+)\], local_id=(\d+)`)
+
+// relocated is the STRUCT.FIELD that an instruction is relocated to; "" if there
+// is none.
+func (s *Spec) relocated(ins *asm.Instruction) string {
+	if ins == nil || s.coll.Types == nil {
+		return ""
+	}
+	relo := btf.CORERelocationMetadata(ins)
+	if relo == nil {
+		return ""
+	}
+	m := relocation.FindStringSubmatch(relo.String())
+	if m == nil {
+		return ""
+	}
+	id, err := strconv.ParseUint(m[2], 10, 32)
+	if err != nil {
+		return ""
+	}
+	t, err := s.coll.Types.TypeByID(btf.TypeID(id))
+	if err != nil {
+		return ""
+	}
+	name := flavourless(t.TypeName())
+	for i, index := range strings.Split(m[1], ":") {
+		members := membersOf(t)
+		n, err := strconv.Atoi(index)
+		if i == 0 { // which of an array of the structure
+			continue
+		}
+		if err != nil || n >= len(members) {
+			break
+		}
+		t = members[n].Type
+		if members[n].Name != "" {
+			name += "." + members[n].Name
+		}
+	}
+	return name
+}
+
+func membersOf(t btf.Type) []btf.Member {
+	switch t := btf.UnderlyingType(t).(type) {
+	case *btf.Struct:
+		return t.Members
+	case *btf.Union:
+		return t.Members
+	}
+	return nil
+}
+
+// fieldAt is the field at an offset (bytes) of a structure, as STRUCT.FIELD with
+// the innermost structure that has a name; the structure's name where there is no
+// such field.
+func fieldAt(types *btf.Spec, structure string, off int) string {
+	var st *btf.Struct
+	if err := types.TypeByName(structure, &st); err != nil || off < 0 {
+		return structure
+	}
+	owner, path := structure, ""
+	var t btf.Type = st
+next:
+	for depth := 0; depth < 32; depth++ { // as deep as BTF may be
+		for _, m := range membersOf(t) {
+			size, err := btf.Sizeof(m.Type)
+			begin := int(m.Offset.Bytes())
+			if err != nil || off < begin || off >= begin+size {
+				continue
+			}
+			if path += m.Name; len(membersOf(m.Type)) == 0 {
+				return owner + "." + path
+			}
+			if name := btf.UnderlyingType(m.Type).TypeName(); name != "" {
+				owner, path = name, ""
+			} else if m.Name != "" {
+				path += "."
+			}
+			t, off = m.Type, off-begin
+			continue next
+		}
+		break
+	}
+	return owner
+}
+
+// signatures are those of a member's function in the object and in the kernel; nil
+// where they are not known.
+func (o *Ops) signatures(member string) (ours, theirs *btf.FuncProto) {
+	proto := func(t *btf.Struct) *btf.FuncProto {
+		for _, m := range membersOf(t) {
+			if p, ok := btf.As[*btf.Pointer](m.Type); ok && m.Name == member {
+				f, _ := btf.As[*btf.FuncProto](p.Target)
+				return f
+			}
+		}
+		return nil
+	}
+	if o.typ != nil {
+		ours = proto(o.typ)
+	}
+	kernel, err := kernelTypes().Kernel()
+	if err != nil {
+		return ours, nil
+	}
+	var st *btf.Struct
+	if err := kernel.TypeByName(opsType, &st); err != nil {
+		return ours, nil
+	}
+	return ours, proto(st)
+}
+
+// changed is the number of the first argument that is a pointer to a structure
+// here and something else there, from 1; 0 if there is none.
+func changed(ours, theirs *btf.FuncProto) int {
+	if ours == nil || theirs == nil {
+		return 0
+	}
+	for i, p := range ours.Params {
+		want := pointsTo(p.Type)
+		if want != "" && (i >= len(theirs.Params) || pointsTo(theirs.Params[i].Type) != want) {
+			return i + 1
+		}
+	}
+	return 0
+}
+
+// pointsTo is the name of the structure that a type points to, without flavour.
+func pointsTo(t btf.Type) string {
+	if p, ok := btf.As[*btf.Pointer](t); ok {
+		return flavourless(btf.UnderlyingType(p.Target).TypeName())
+	}
+	return ""
+}
+
+// signature prints the arguments of a function.
+func signature(f *btf.FuncProto) string {
+	var args []string
+	for _, p := range f.Params {
+		if to := pointsTo(p.Type); to != "" {
+			args = append(args, to+" *")
+		} else {
+			args = append(args, p.Type.TypeName())
+		}
+	}
+	return "(" + strings.Join(args, ", ") + ")"
+}
