@@ -4,15 +4,15 @@
 // another, with a congestion control chosen by its name.
 //
 // Both ends use it: some need the receiver to help (DCTCP's receiver tells about
-// every mark, RFC 8257 §3.2). The sockets are used by threads that block, as the
-// ordinary programs do whose traffic this stands for.
+// every mark, RFC 8257 §3.2).
 package flow
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
-	"runtime"
+	"os"
 	"sync"
 	"time"
 
@@ -21,16 +21,16 @@ import (
 	"ccload/internal/netns"
 )
 
-// step is how long a blocked call may last before it looks whether it is to end.
-const step = 50 * time.Millisecond
+// lowWater is how many bytes wake the receiver: a small part of its buffer.
+const lowWater = 64 << 10
 
 // Receiver is the end that takes one flow and throws away what it brings.
 type Receiver struct {
-	fd   int
-	done chan struct{}
+	listener *os.File
+	done     chan struct{}
 
 	mu     sync.Mutex
-	conn   int // -1: none
+	conn   *os.File // nil: none yet
 	closed bool
 }
 
@@ -44,35 +44,39 @@ func Listen(ns *netns.NS, at netip.AddrPort, cc string) (_ *Receiver, err error)
 		unix.Close(fd)
 		return nil, fmt.Errorf("receiver at %v: listen: %w", at, err)
 	}
-	r := &Receiver{fd: fd, done: make(chan struct{}), conn: -1}
+	r := &Receiver{listener: os.NewFile(uintptr(fd), "listener"), done: make(chan struct{})}
 	go r.run()
 	return r, nil
 }
 
 func (r *Receiver) run() {
 	defer close(r.done)
-	urgent()
-	conn, err := retry(func() (int, error) {
-		conn, _, err := unix.Accept4(r.fd, unix.SOCK_CLOEXEC)
-		return conn, err
-	})
-	if err != nil {
-		return // Close has shut it down
+	conn := -1
+	if wait(r.listener, false, func(fd int) (err error) {
+		conn, _, err = unix.Accept4(fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+		return err
+	}) != nil {
+		return // Close
 	}
-	defer unix.Close(conn)
+	// To be woken for every packet would be most of what an end costs; it acknowledges
+	// them as it does without (socket(7): SO_RCVLOWAT).
+	unix.SetsockoptInt(conn, unix.SOL_SOCKET, unix.SO_RCVLOWAT, lowWater)
 	r.mu.Lock()
-	r.conn = conn
-	closed := r.closed
+	r.conn = os.NewFile(uintptr(conn), "connection")
+	if r.closed {
+		r.conn.Close()
+	}
 	r.mu.Unlock()
 	// With MSG_TRUNC TCP counts the bytes as read without a copy of them (tcp(7)).
 	var none [1]byte
-	for !closed {
-		n, err := retry(func() (int, error) { return discard(conn, none[:], 1<<20) })
-		closed = n <= 0 || err != nil
+	for n := 1; n > 0; {
+		if wait(r.conn, false, func(fd int) (err error) {
+			n, err = discard(fd, none[:], 1<<20)
+			return err
+		}) != nil {
+			return // the sender's abort, or Close
+		}
 	}
-	r.mu.Lock()
-	r.conn = -1
-	r.mu.Unlock()
 }
 
 // Close ends the flow's receiving end, whatever it does. It may be called again.
@@ -83,19 +87,21 @@ func (r *Receiver) Close() error {
 		return nil
 	}
 	r.closed = true
-	unix.Shutdown(r.fd, unix.SHUT_RDWR) // wakes a blocked accept, as a close would not
-	if r.conn >= 0 {
-		unix.Shutdown(r.conn, unix.SHUT_RDWR)
+	err := r.listener.Close()
+	if r.conn != nil {
+		err = errors.Join(err, r.conn.Close())
 	}
 	r.mu.Unlock()
 	<-r.done
-	return unix.Close(r.fd)
+	return err
 }
 
 // Sender is the end that sends. Its methods are for one goroutine.
 type Sender struct {
-	fd int
-	cc string
+	fd int // of file
+	// file is nil once the sender is closed.
+	file *os.File
+	cc   string
 }
 
 // Result is what the sender's socket tells when its flow has ended.
@@ -114,20 +120,17 @@ func Open(ns *netns.NS, at netip.AddrPort, cc string) (*Sender, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sender at %v: %w", at, err)
 	}
-	return &Sender{fd: fd, cc: cc}, nil
+	return &Sender{fd: fd, file: os.NewFile(uintptr(fd), "sender"), cc: cc}, nil
 }
+
+// chunk is what is written at a time, in bytes.
+const chunk = 64 << 10
 
 // Send connects and sends as fast as TCP takes it until d has passed or, if
 // bytes is not zero, that many have been acknowledged; or until the context is
 // done, which is no error. Then it aborts the connection.
-func (s *Sender) Send(ctx context.Context, to netip.AddrPort, d time.Duration, bytes int64) (r Result, err error) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		urgent()
-		r, err = s.send(ctx, to, d, bytes)
-	}()
-	<-done
+func (s *Sender) Send(ctx context.Context, to netip.AddrPort, d time.Duration, bytes int64) (Result, error) {
+	r, err := s.send(ctx, to, d, bytes)
 	if err != nil {
 		return r, fmt.Errorf("send to %v: %w", to, err)
 	}
@@ -137,30 +140,33 @@ func (s *Sender) Send(ctx context.Context, to netip.AddrPort, d time.Duration, b
 func (s *Sender) send(ctx context.Context, to netip.AddrPort, d time.Duration, bytes int64) (r Result, err error) {
 	start := time.Now()
 	end := start.Add(d)
+	if err := s.file.SetWriteDeadline(end); err != nil {
+		return r, fmt.Errorf("deadline: %w", err)
+	}
+	defer context.AfterFunc(ctx, func() { s.file.SetWriteDeadline(time.Unix(1, 0)) })()
 	over := func() bool { return ctx.Err() != nil || !time.Now().Before(end) }
-	if r.Connected, err = s.connect(to, over); err != nil || !r.Connected {
+
+	if r.Connected, err = s.connect(to); err != nil || !r.Connected {
 		r.Duration = time.Since(start)
 		return r, err
 	}
 	if err := check(s.fd, s.cc); err != nil {
 		return r, err
 	}
-
-	buf := make([]byte, 1<<18)
+	buf := make([]byte, chunk)
 	left := bytes
-	for !over() && (bytes == 0 || left > 0) {
-		if err := timeout(s.fd, end); err != nil {
-			return r, err
-		}
-		chunk := buf
+	for bytes == 0 || left > 0 {
 		if bytes > 0 && left < int64(len(buf)) {
-			chunk = buf[:left]
+			buf = buf[:left]
 		}
-		n, err := retry(func() (int, error) { return unix.Write(s.fd, chunk) })
-		if err != nil && err != unix.EAGAIN {
+		n, err := s.file.Write(buf)
+		left -= int64(n)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+		if err != nil {
 			return r, fmt.Errorf("write: %w", err)
 		}
-		left -= int64(max(n, 0))
 	}
 	if bytes > 0 && left == 0 {
 		if err := s.drain(over); err != nil {
@@ -185,41 +191,67 @@ func (s *Sender) send(ctx context.Context, to netip.AddrPort, d time.Duration, b
 // Close aborts the connection: nothing of it stays in the network. It may be
 // called again.
 func (s *Sender) Close() error {
-	if s.fd < 0 {
+	if s.file == nil {
 		return nil
 	}
 	unix.SetsockoptLinger(s.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-	err := unix.Close(s.fd)
-	s.fd = -1
+	err := s.file.Close()
+	s.file = nil
 	return err
 }
 
-// connect says whether the connection was there before it was over.
-func (s *Sender) connect(to netip.AddrPort, over func() bool) (bool, error) {
-	if err := unix.SetNonblock(s.fd, true); err != nil {
-		return false, fmt.Errorf("connect: %w", err)
+// connect says whether the connection was there before the deadline.
+func (s *Sender) connect(to netip.AddrPort) (bool, error) {
+	err := unix.Connect(s.fd, sockaddr(to))
+	if err == nil {
+		return true, nil
 	}
-	_, err := retry(func() (int, error) { return 0, unix.Connect(s.fd, sockaddr(to)) })
-	if err != nil && err != unix.EINPROGRESS {
-		return false, fmt.Errorf("connect: %w", err)
+	if err == unix.EINPROGRESS || err == unix.EINTR {
+		err = wait(s.file, true, func(fd int) error {
+			errno, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+			if err == nil && errno != 0 {
+				err = unix.Errno(errno)
+			}
+			if err != nil {
+				return err
+			}
+			if _, err := unix.Getpeername(fd); err != nil {
+				return unix.EAGAIN // still under way
+			}
+			return nil
+		})
 	}
-	fds := []unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLOUT}}
-	for fds[0].Revents == 0 {
-		if over() {
-			return false, nil
-		}
-		if _, err := unix.Poll(fds, int(step/time.Millisecond)); err != nil && err != unix.EINTR {
-			return false, fmt.Errorf("connect: %w", err)
-		}
-	}
-	errno, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR)
-	if err == nil && errno != 0 {
-		err = unix.Errno(errno)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return false, nil
 	}
 	if err != nil {
 		return false, fmt.Errorf("connect: %w", err)
 	}
-	return true, unix.SetNonblock(s.fd, false)
+	return true, nil
+}
+
+// wait calls a function until it gives another result than that it would block,
+// each time that the socket has become readable, or writable.
+func wait(f *os.File, writable bool, call func(fd int) error) (err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	until := raw.Read
+	if writable {
+		until = raw.Write
+	}
+	werr := until(func(fd uintptr) bool {
+		for {
+			if err = call(int(fd)); err != unix.EINTR {
+				return err != unix.EAGAIN
+			}
+		}
+	})
+	if werr != nil {
+		return werr
+	}
+	return err
 }
 
 // drain waits until all that was written has been acknowledged.
@@ -240,7 +272,7 @@ func (s *Sender) drain(over func() bool) error {
 // socket makes a TCP socket in a namespace, bound and with its congestion control.
 func socket(ns *netns.NS, at netip.AddrPort, cc string) (fd int, err error) {
 	err = ns.Do(func() (err error) {
-		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 		return err
 	})
 	if err != nil {
@@ -260,14 +292,6 @@ func socket(ns *netns.NS, at netip.AddrPort, cc string) (fd int, err error) {
 	return fd, check(fd, cc)
 }
 
-// urgent makes the calling goroutine's thread go before all that is not, since an
-// end of a flow stands for a machine of its own. The thread ends with the
-// goroutine, for it has been changed. Where it may not, others disturb the flow.
-func urgent() {
-	runtime.LockOSThread()
-	unix.Setpriority(unix.PRIO_PROCESS, 0, -20)
-}
-
 // check reads a socket's congestion control back: a route or a BPF program may
 // have chosen another.
 func check(fd int, cc string) error {
@@ -281,24 +305,6 @@ func check(fd int, cc string) error {
 	return nil
 }
 
-// timeout lets a blocking write last until the end, but not longer than a step.
-func timeout(fd int, end time.Time) error {
-	tv := unix.NsecToTimeval(int64(max(time.Millisecond, min(step, time.Until(end)))))
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv); err != nil {
-		return fmt.Errorf("timeout: %w", err)
-	}
-	return nil
-}
-
 func sockaddr(a netip.AddrPort) *unix.SockaddrInet4 {
 	return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
-}
-
-// retry repeats what a signal has interrupted; Go's runtime sends itself some.
-func retry(call func() (int, error)) (int, error) {
-	for {
-		if n, err := call(); err != unix.EINTR {
-			return n, err
-		}
-	}
 }

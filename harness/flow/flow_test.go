@@ -132,7 +132,7 @@ func TestNoAnswer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer first.Close()
-	if ok, err := first.connect(to, func() bool { return false }); !ok || err != nil {
+	if ok, err := first.connect(to); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
 	start := time.Now()

@@ -3,43 +3,37 @@
 package link
 
 import (
-	"fmt"
 	"math/bits"
 	"sync/atomic"
-
-	"golang.org/x/sys/unix"
 
 	"ccload/harness/trace"
 )
 
-// line holds the packets that are under way in one direction, in order of when
-// they are due. One thread puts, one takes; neither allocates.
+// line is one direction: it holds the packets that are under way, in order of
+// when they are due. It belongs to one thread.
 type line struct {
-	mem  []byte
-	slot int
-	n    []int32
-	due  []int64
-	mask uint64
+	from, to int // descriptors of the devices
+	// admit says when a packet that has come now is due, or that it goes no further.
+	admit func(now int64, packet []byte) (due int64, ok bool)
 
-	tail, taken atomic.Uint64 // packets put and taken, ever
-	sleeping    atomic.Bool   // the taker waits for the bell
-	bell        int           // eventfd: it wakes the taker's thread at once, where a channel leaves that to Go's scheduler
-	spare       []byte        // where a packet is read to when there is no room
+	mem         []byte
+	slot        int
+	n           []int32
+	due         []int64
+	mask        uint64
+	tail, taken uint64 // packets put and taken, ever
+	spare       []byte // where a packet is read to when there is no room
 
 	overrun  atomic.Uint64 // packets that there was no room for
 	lateness lateness
 }
 
-func newLine(packets, slot int) (*line, error) {
-	bell, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("link: eventfd: %w", err)
-	}
+func newLine(from, to, packets, slot int) *line {
 	n := 1 << bits.Len(uint(packets))
 	return &line{
+		from: from, to: to, spare: make([]byte, slot),
 		mem: make([]byte, n*slot), slot: slot, n: make([]int32, n), due: make([]int64, n), mask: uint64(n - 1),
-		bell: bell, spare: make([]byte, slot),
-	}, nil
+	}
 }
 
 func (l *line) at(i uint64) []byte {
@@ -47,14 +41,14 @@ func (l *line) at(i uint64) []byte {
 	return l.mem[off : off+l.slot]
 }
 
-func (l *line) full() bool { return l.tail.Load()-l.taken.Load() > l.mask }
+func (l *line) full() bool { return l.tail-l.taken > l.mask }
 
 // free is where the next packet goes.
 func (l *line) free() []byte {
 	if l.full() {
 		return l.spare
 	}
-	return l.at(l.tail.Load())
+	return l.at(l.tail)
 }
 
 // put sends the packet of n bytes that free's memory holds on its way.
@@ -63,34 +57,20 @@ func (l *line) put(n int, due int64) {
 		l.overrun.Add(1)
 		return
 	}
-	i := l.tail.Load()
-	l.n[i&l.mask], l.due[i&l.mask] = int32(n), due
-	l.tail.Store(i + 1)
-	if l.sleeping.Load() {
-		l.ring()
-	}
+	l.n[l.tail&l.mask], l.due[l.tail&l.mask] = int32(n), due
+	l.tail++
 }
 
-func (l *line) ring() { unix.Write(l.bell, []byte{1, 0, 0, 0, 0, 0, 0, 0}) }
-
-// head waits for the first packet; false once stopped is set.
-func (l *line) head(stopped *atomic.Bool) (packet []byte, due int64, ok bool) {
-	i := l.taken.Load()
-	for l.tail.Load() == i {
-		l.sleeping.Store(true)
-		if l.tail.Load() == i && !stopped.Load() {
-			var b [8]byte
-			unix.Read(l.bell, b[:])
-		}
-		l.sleeping.Store(false)
-		if stopped.Load() {
-			return nil, 0, false
-		}
+// head is the packet that is due first, if there is one.
+func (l *line) head() (packet []byte, due int64, ok bool) {
+	i := l.taken
+	if l.tail == i {
+		return nil, 0, false
 	}
 	return l.at(i)[:l.n[i&l.mask]], l.due[i&l.mask], true
 }
 
-func (l *line) pop() { l.taken.Add(1) }
+func (l *line) pop() { l.taken++ }
 
 // lateness counts how late packets were handed on, by the microsecond up to 16
 // ms and by the power of two above. One thread notes, others may read.

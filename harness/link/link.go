@@ -5,11 +5,13 @@ package link
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -24,12 +26,12 @@ var (
 )
 
 // Link is the emulated path between two network namespaces: a TUN device in each
-// and two threads for each direction between them.
+// and a thread for each direction between them, or one for both where there is
+// one processor only.
 type Link struct {
 	cfg            trace.Link
 	sender, recver *tun
 	clock          clock
-	stop           int // eventfd: readable once the link is to end
 	stopped        atomic.Bool
 	threads        sync.WaitGroup
 
@@ -78,7 +80,7 @@ const burst = 60 * time.Millisecond
 // devices unique. Until Begin it neither loses packets on purpose nor marks them,
 // and its buffer is large enough for a train of packets that measures it.
 func New(sender, receiver *netns.NS, id string, cfg trace.Link) (_ *Link, err error) {
-	l := &Link{cfg: cfg, stop: -1}
+	l := &Link{cfg: cfg}
 	if l.clock, err = newClock(); err != nil {
 		return nil, fmt.Errorf("link: clock: %w", err)
 	}
@@ -107,9 +109,6 @@ func New(sender, receiver *netns.NS, id string, cfg trace.Link) (_ *Link, err er
 			l.Close()
 		}
 	}()
-	if l.stop, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-		return nil, fmt.Errorf("link: eventfd: %w", err)
-	}
 	if l.sender, err = openTUN(sender, "cc"+id+"s", netip.PrefixFrom(SenderAddr, 30), cfg.MTU); err != nil {
 		return nil, err
 	}
@@ -119,17 +118,20 @@ func New(sender, receiver *netns.NS, id string, cfg trace.Link) (_ *Link, err er
 	// The link's threads must find a P free whenever they come back from the
 	// kernel, while those that an ordinary thread holds may have to wait for a CPU.
 	l.procs = runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), 4*4))
-	if l.forward, err = newLine(underway+plain.Buffer, slot); err != nil {
-		return nil, err
-	}
-	if l.back, err = newLine(underway, slot); err != nil {
-		return nil, err
-	}
+	l.forward = newLine(l.sender.fd, l.recver.fd, underway+plain.Buffer, slot)
+	l.back = newLine(l.recver.fd, l.sender.fd, underway, slot)
 	l.current = &run{queue: q}
-	l.thread(func() { l.read(l.sender.fd, l.forward, delay, l.arrive) })
-	l.thread(func() { l.read(l.recver.fd, l.back, delay, nil) })
-	l.thread(func() { l.write(l.recver.fd, l.forward) })
-	l.thread(func() { l.write(l.sender.fd, l.back) })
+	l.forward.admit = func(now int64, packet []byte) (int64, bool) {
+		leaves, ok := l.arrive(now, packet)
+		return leaves + delay, ok
+	}
+	l.back.admit = func(now int64, _ []byte) (int64, bool) { return now + delay, true }
+	if runtime.NumCPU() == 1 {
+		l.thread(l.forward, l.back)
+	} else {
+		l.thread(l.forward)
+		l.thread(l.back)
+	}
 	return l, nil
 }
 
@@ -195,14 +197,6 @@ func (l *Link) Offloads() (map[string]bool, error) { return l.sender.offloads() 
 func (l *Link) Close() error {
 	l.once.Do(func() {
 		l.stopped.Store(true)
-		if l.stop >= 0 {
-			unix.Write(l.stop, []byte{1, 0, 0, 0, 0, 0, 0, 0})
-		}
-		for _, line := range []*line{l.forward, l.back} {
-			if line != nil {
-				line.ring()
-			}
-		}
 		l.threads.Wait()
 		if l.procs > 0 {
 			runtime.GOMAXPROCS(l.procs)
@@ -212,88 +206,94 @@ func (l *Link) Close() error {
 				l.err = errors.Join(l.err, t.close())
 			}
 		}
-		for _, line := range []*line{l.forward, l.back} {
-			if line != nil {
-				unix.Close(line.bell)
-			}
-		}
-		if l.stop >= 0 {
-			unix.Close(l.stop)
-		}
 	})
 	return l.err
 }
 
-// thread runs fn on a thread of its own, whose timers are not put off to be
-// merged with others'. The thread ends with fn, for it has been changed.
+// nap is how long a thread may sleep before it looks whether it is to end.
+const nap = 50 * time.Millisecond
+
+// thread moves the packets of some lines on a thread of its own, whose timers are
+// not put off to be merged with others'. The thread ends with its work, for it has
+// been changed.
 //
 // It has no real-time priority: much of TCP's work for both ends is done in the
 // system calls of these threads, so the kernel's bound on real-time work
 // (sched(7)) would stop them for tens of milliseconds.
-func (l *Link) thread(fn func()) {
+//
+// Its system calls are not announced to Go's scheduler, which would be woken to
+// hand the thread's place on while it sleeps and again to give it back, a few
+// times for each packet.
+func (l *Link) thread(lines ...*line) {
 	l.threads.Go(func() {
 		runtime.LockOSThread()
 		unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
-		fn()
+		fds := make([]unix.PollFd, len(lines))
+		for i, line := range lines {
+			fds[i] = unix.PollFd{Fd: int32(line.from), Events: unix.POLLIN}
+		}
+		for !l.stopped.Load() {
+			next := l.clock.now() + int64(nap)
+			for _, line := range lines {
+				next = min(next, l.deliver(line))
+			}
+			ts := unix.NsecToTimespec(max(0, next-l.clock.now()))
+			n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL,
+				uintptr(unsafe.Pointer(&fds[0])), uintptr(len(fds)), uintptr(unsafe.Pointer(&ts)), 0, 0, 0)
+			if errno != 0 || n == 0 {
+				continue
+			}
+			for i, line := range lines {
+				if fds[i].Revents != 0 && !l.collect(line) {
+					return
+				}
+			}
+		}
 	})
 }
 
-// read takes packets from a device as they come. admit says when a packet leaves
-// the bottleneck, or that it does not; nil means at once.
-func (l *Link) read(fd int, to *line, delay int64, admit func(now int64, packet []byte) (int64, bool)) {
-	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(l.stop), Events: unix.POLLIN}}
+// deliver hands on the packets that are due, and tells when the next is.
+func (l *Link) deliver(line *line) (next int64) {
 	for {
-		p := to.free()
-		n, err := unix.Read(fd, p)
-		switch err {
-		case nil:
-		case unix.EAGAIN:
-			unix.Poll(fds, -1)
-			if l.stopped.Load() {
-				return
-			}
-			continue
-		case unix.EINTR:
-			continue
-		default: // the device is gone
-			return
+		p, due, ok := line.head()
+		if !ok {
+			return math.MaxInt64
+		}
+		now := l.clock.now()
+		if now < due {
+			return due
+		}
+		line.lateness.note(now - due)
+		// The kernel takes a packet or drops it as a device would.
+		unix.RawSyscall(unix.SYS_WRITE, uintptr(line.to), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
+		line.pop()
+	}
+}
+
+// batch is how many packets are taken from a device before those that are due get
+// their turn.
+const batch = 16
+
+// collect takes in the packets that have come; it is false when the device is gone.
+func (l *Link) collect(line *line) bool {
+	for range batch {
+		p := line.free()
+		n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(line.from), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
+		switch errno {
+		case 0:
+		case unix.EAGAIN, unix.EINTR:
+			return true
+		default:
+			return false
 		}
 		if n <= headroom {
 			continue
 		}
-		now := l.clock.now()
-		leaves, ok := now, true
-		if admit != nil {
-			leaves, ok = admit(now, p[headroom:n])
-		}
-		if ok {
-			to.put(n, leaves+delay)
+		if due, ok := line.admit(l.clock.now(), p[headroom:n]); ok {
+			line.put(int(n), due)
 		}
 	}
-}
-
-// write gives packets to a device when they are due.
-func (l *Link) write(fd int, from *line) {
-	for {
-		p, due, ok := from.head(&l.stopped)
-		if !ok {
-			return
-		}
-		now := l.clock.now()
-		for now < due {
-			if l.stopped.Load() {
-				return
-			}
-			// In steps, so that a link with a long delay ends soon as well.
-			ts := unix.NsecToTimespec(min(due, now+int64(50*time.Millisecond)))
-			unix.ClockNanosleep(unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, &ts, nil)
-			now = l.clock.now()
-		}
-		from.lateness.note(now - due)
-		// The kernel takes a packet or drops it as a device would.
-		unix.Write(fd, p)
-		from.pop()
-	}
+	return true
 }
 
 // begin goes over to the run that Begin has set up.

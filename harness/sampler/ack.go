@@ -48,6 +48,7 @@ type Ack struct {
 	coll   *ebpf.Collection
 	link   link.Link
 	reader *ringbuf.Reader
+	stop   chan struct{}
 	done   chan struct{} // nil until Start
 	once   sync.Once
 	lost   uint64
@@ -109,7 +110,7 @@ type event struct {
 
 // Start begins to give samples to the target.
 func (a *Ack) Start(t Target) {
-	a.done = make(chan struct{})
+	a.stop, a.done = make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(a.done)
 		a.err = a.run(t)
@@ -118,15 +119,21 @@ func (a *Ack) Start(t Target) {
 
 func (a *Ack) run(t Target) error {
 	var rec ringbuf.Record
-	for {
-		a.reader.SetDeadline(time.Now().Add(emptied))
+	// It is never waited for: Go's scheduler would look after a thread that sleeps in
+	// the kernel some hundred times.
+	a.reader.SetDeadline(time.Unix(1, 0))
+	tick := time.NewTicker(emptied)
+	defer tick.Stop()
+	for last := false; !last; {
+		select {
+		case <-tick.C:
+		case <-a.stop:
+			last = true
+		}
 		for {
 			err := a.reader.ReadInto(&rec)
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				break
-			}
-			if errors.Is(err, ringbuf.ErrFlushed) {
-				return nil
 			}
 			if err != nil {
 				return fmt.Errorf("ring buffer: %w", err)
@@ -153,6 +160,7 @@ func (a *Ack) run(t Target) error {
 			t.Sink(s)
 		}
 	}
+	return nil
 }
 
 // Close detaches, hands on what is still in the ring buffer and tells how many
@@ -164,7 +172,7 @@ func (a *Ack) Close() (lost uint64, err error) {
 			errs = append(errs, a.link.Close())
 		}
 		if a.done != nil {
-			errs = append(errs, a.reader.Flush())
+			close(a.stop)
 			<-a.done
 			errs = append(errs, a.err)
 		}
