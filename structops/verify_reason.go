@@ -5,7 +5,6 @@ package structops
 import (
 	"errors"
 	"fmt"
-	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -48,13 +47,21 @@ const (
 	Other             ReasonKind = "other"
 )
 
-// String is one line.
+// String is one line, with the line of C.
 func (r Reason) String() string {
+	if r.Source == "" {
+		return r.Brief()
+	}
+	return r.Brief() + " at " + r.Source
+}
+
+// Brief is one line, and shorter.
+func (r Reason) Brief() string {
 	s := string(r.Kind)
 	if r.What != "" {
 		s += ": " + r.What
 	}
-	if r.Detail != "" && (r.What == "" || r.Kind == SignatureChanged || r.Kind == Other) {
+	if r.Detail != "" && (r.What == "" || r.Kind == SignatureChanged) {
 		s += ": " + r.Detail
 	}
 	if r.Program == "" || r.Kind == MemberUnknown {
@@ -63,9 +70,6 @@ func (r Reason) String() string {
 	s += " (" + r.Program + " for " + r.Member
 	if r.Function != "" && r.Function != r.Program {
 		s += ", in " + r.Function
-	}
-	if r.Source != "" {
-		s += ", at " + r.Source
 	}
 	return s + ")"
 }
@@ -122,10 +126,6 @@ var libraryKfunc = regexp.MustCompile(`kfunc "([^"]+)": (.*)`)
 // load.
 func (s *Spec) programReason(err error, p *ebpf.ProgramSpec, o *Ops, member string) *Reason {
 	var ve *ebpf.VerifierError
-	if errors.Is(err, os.ErrPermission) && !errors.As(err, &ve) {
-		r := generalReason(err)
-		return &r
-	}
 	if !errors.As(err, &ve) {
 		r := generalReason(err)
 		if m := libraryKfunc.FindStringSubmatch(r.Detail); m != nil {

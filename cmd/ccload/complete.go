@@ -49,6 +49,16 @@ func nameList(_ *cobra.Command, _ []string, typed string) ([]cobra.Completion, c
 	return out, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
 }
 
+// kernelList completes the last of a comma-separated list of kernels: the running
+// one, or a file.
+func kernelList(_ *cobra.Command, _ []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	before := typed[:strings.LastIndexByte(typed, ',')+1]
+	if rest := typed[len(before):]; strings.HasPrefix(host, rest) && !slices.Contains(strings.Split(before, ","), host) {
+		return []string{before + host}, cobra.ShellCompDirectiveNoSpace
+	}
+	return nil, cobra.ShellCompDirectiveDefault
+}
+
 // objects completes what can be registered: the catalogue, and object files.
 func objects(_ *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	if len(args) > 0 {

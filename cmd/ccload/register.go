@@ -116,22 +116,18 @@ func parse(what string, set []string) (*structops.Spec, error) {
 		}
 		settings[k] = v
 	}
-	if strings.ContainsRune(what, '/') || strings.HasSuffix(what, ".o") {
-		return parseFile(what, settings)
+	obj, alg, err := readObject("register", what)
+	if err != nil {
+		return nil, err
 	}
-	alg := cc.Lookup(what)
 	if alg == nil {
-		if _, err := os.Stat(what); err == nil {
-			return parseFile(what, settings)
-		}
-		return nil, hinted{fmt.Errorf("register %q: neither in the catalogue (%s) nor a file", what, catalogue()),
-			didYouMean(registry.Nearest(what, strings.Split(catalogue(), ", ")), "")}
+		return parseFile(what, obj, settings)
 	}
 	vars, err := alg.Configure(settings)
 	if err != nil {
 		return nil, err
 	}
-	spec, err := structops.Parse(alg.Object())
+	spec, err := structops.Parse(obj)
 	if err != nil {
 		return nil, fmt.Errorf("register %q: %w", what, err)
 	}
@@ -143,18 +139,31 @@ func parse(what string, set []string) (*structops.Spec, error) {
 	return spec, nil
 }
 
-func parseFile(path string, settings map[string]string) (*structops.Spec, error) {
-	fail := func(err error) (*structops.Spec, error) {
-		return nil, fmt.Errorf("register %q: %w", path, err)
+// readObject finds an object: the catalogue's of that name, or a file. The
+// algorithm is nil for a file.
+func readObject(verb, what string) ([]byte, *cc.Algorithm, error) {
+	if alg := cc.Lookup(what); alg != nil && !strings.ContainsRune(what, '/') {
+		return alg.Object(), alg, nil
 	}
-	b, err := os.ReadFile(path)
+	b, err := os.ReadFile(what)
+	if errors.Is(err, fs.ErrNotExist) && !strings.ContainsRune(what, '/') && !strings.HasSuffix(what, ".o") {
+		return nil, nil, hinted{fmt.Errorf("%s %q: neither in the catalogue (%s) nor a file", verb, what, catalogue()),
+			didYouMean(registry.Nearest(what, strings.Split(catalogue(), ", ")), "")}
+	}
 	if e, ok := errors.AsType[*fs.PathError](err); ok {
 		err = e.Err // the path is said already
 	}
 	if err != nil {
-		return fail(err)
+		return nil, nil, fmt.Errorf("%s %q: %w", verb, what, err)
 	}
-	spec, err := structops.Parse(b)
+	return b, nil, nil
+}
+
+func parseFile(path string, obj []byte, settings map[string]string) (*structops.Spec, error) {
+	fail := func(err error) (*structops.Spec, error) {
+		return nil, fmt.Errorf("register %q: %w", path, err)
+	}
+	spec, err := structops.Parse(obj)
 	if err != nil {
 		return fail(err)
 	}

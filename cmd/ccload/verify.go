@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"ccload/harness/vm"
+	"ccload/structops"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+// verified is what kernels make of an object.
+type verified struct {
+	Object  string     `json:"object"`
+	Loads   bool       `json:"loads"` // on every one of the kernels
+	Kernels []*verdict `json:"kernels"`
+}
+
+// verdict is what one kernel makes of it.
+type verdict struct {
+	Kernel  string              `json:"kernel"`            // as it was asked for
+	Release string              `json:"release,omitempty"` // uname -r
+	Loads   bool                `json:"loads"`
+	Error   string              `json:"error,omitempty"` // why it could not be tried
+	Maps    []*structops.Report `json:"maps"`
+}
+
+// host is the running kernel, among the names of kernels.
+const host = "host"
+
+// verifyObject is where a guest has the object.
+const verifyObject = "/etc/ccload/verify.bpf.o"
+
+// verifyModules are those of the kernel's own congestion controls whose functions
+// BPF may call.
+var verifyModules = []string{"tcp_bbr", "tcp_cubic", "tcp_dctcp"}
+
+// verifyLimit is how much of its own time a guest may take.
+const verifyLimit = 10 * time.Minute
+
+func (a *app) verify() *cobra.Command {
+	var mapName string
+	var kernels []string
+	var log bool
+	cmd := a.withJSON(&cobra.Command{
+		Use:   "verify NAME|FILE.o",
+		Short: "What kernels make of a congestion control, without registering it",
+		Long: `Load a congestion control from the catalogue or from an object file without
+registering it, and say what the verifier made of each function; and if it does
+not load, why. The status is 1 if it does not load on every one of the kernels.
+
+INSNS and JITED (bytes) are the length of a function for the kernel and for the
+processor; PROCESSED are the instructions that the verifier went through, STATES
+those that it made, PEAK those that it kept, MAX/INSN the most for one instruction,
+STACK the bytes. A global function is verified once, by itself; a static one with
+each of its callers, which have its costs.`,
+		Example: `  ccload verify mine.bpf.o
+  ccload verify bpf_cubic --kernel host,debian-6.12,debian-6.1
+  ccload verify mine.bpf.o --kernel ./vmlinuz --log`,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: objects,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			v, err := verifyOn(cmd.Context(), a, args[0], mapName, kernels, log)
+			if err != nil {
+				return err
+			}
+			if err := a.print(v, func() { a.verifyText(v, len(kernels) > 0) }); err != nil {
+				return err
+			}
+			if log {
+				a.logs(v)
+			} else if v.hasLog() && !a.json {
+				a.say("hint: --log prints the whole log of the verifier")
+			}
+			if !v.Loads {
+				return errSilent
+			}
+			return nil
+		},
+	})
+	f := cmd.Flags()
+	f.StringVar(&mapName, "map", "", "which (`M`) of several congestion controls in the file, by its variable (default all)")
+	f.StringSliceVar(&kernels, "kernel", nil, "`KERNEL[,KERNEL…]`: host, a name of ccload kernels, or a path of a vmlinuz (default host)")
+	f.BoolVar(&log, "log", false, "print the verifier's whole log of what it refuses")
+	cmd.RegisterFlagCompletionFunc("map", cobra.NoFileCompletions)
+	cmd.RegisterFlagCompletionFunc("kernel", kernelList)
+	return cmd
+}
+
+// verifyOn tries the object on each of the kernels; the running one if there are
+// none.
+func verifyOn(ctx context.Context, a *app, what, mapName string, kernels []string, log bool) (*verified, error) {
+	obj, alg, err := readObject("verify", what)
+	if err != nil {
+		return nil, err
+	}
+	if alg != nil && mapName == "" {
+		mapName = alg.Name
+	}
+	if len(kernels) == 0 {
+		kernels = []string{host}
+	}
+	v := &verified{Object: what, Loads: true}
+	guests := map[*verdict]*vm.Kernel{}
+	for _, name := range kernels {
+		d := &verdict{Kernel: name, Maps: []*structops.Report{}}
+		v.Kernels = append(v.Kernels, d)
+		if name == host {
+			var u unix.Utsname
+			if err := unix.Uname(&u); err != nil {
+				return nil, fmt.Errorf("uname: %w", err)
+			}
+			d.Release = unix.ByteSliceToString(u.Release[:])
+			continue
+		}
+		k, err := vm.OpenKernel(name)
+		if err != nil {
+			return nil, err
+		}
+		guests[d], d.Release = k, k.Release
+	}
+	spec, err := structops.Parse(obj)
+	if why, ok := structops.Refusal(err); ok {
+		v.refuse(why)
+		return v, nil
+	}
+	if err == nil && mapName != "" {
+		_, err = spec.Select(mapName)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("verify %q: %w", what, err)
+	}
+
+	slots := make(chan struct{}, runtime.NumCPU())
+	var wg sync.WaitGroup
+	for _, d := range v.Kernels {
+		if guests[d] == nil {
+			continue
+		}
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			a.sayv("booting %s", d.Release)
+			if err := d.inGuest(ctx, guests[d], obj, mapName, log); err != nil {
+				d.Error = err.Error()
+			}
+		})
+	}
+	for _, d := range v.Kernels {
+		if guests[d] == nil {
+			if err := d.here(spec, mapName, log); err != nil {
+				wg.Wait()
+				return nil, fmt.Errorf("verify %q: %w", what, err)
+			}
+		}
+	}
+	wg.Wait()
+	for _, d := range v.Kernels {
+		v.Loads = v.Loads && d.Loads
+	}
+	return v, ctx.Err()
+}
+
+// refuse is the verdict on an object that no kernel takes.
+func (v *verified) refuse(why structops.Reason) {
+	v.Loads = false
+	for _, d := range v.Kernels {
+		d.Maps = append(d.Maps, &structops.Report{Why: []structops.Reason{why}, Functions: []structops.Function{}})
+	}
+}
+
+// here tries the object on the running kernel.
+func (d *verdict) here(spec *structops.Spec, mapName string, log bool) (err error) {
+	var names []string
+	if mapName != "" {
+		names = []string{mapName}
+	}
+	if d.Maps, err = spec.Verify(names...); err != nil {
+		return err
+	}
+	d.Loads = true
+	for _, r := range d.Maps {
+		d.Loads = d.Loads && r.Loads
+		for i := range r.Why {
+			if !log {
+				r.Why[i].Log = nil
+			}
+		}
+	}
+	return nil
+}
+
+// inGuest tries it in a guest, which does as this program would do there.
+func (d *verdict) inGuest(ctx context.Context, k *vm.Kernel, obj []byte, mapName string, log bool) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	args := []string{"verify", verifyObject, "--json", "--map", mapName}
+	if log {
+		args = append(args, "--log")
+	}
+	g := &vm.Guest{
+		Kernel: k, Binary: self, Args: args, Files: map[string][]byte{verifyObject: obj},
+		Optional: verifyModules, Limit: verifyLimit,
+	}
+	var out, errs bytes.Buffer
+	status, err := g.Run(ctx, &out, &errs, nil)
+	if err != nil {
+		return err
+	}
+	var there verified
+	if err := json.Unmarshal(out.Bytes(), &there); err != nil || len(there.Kernels) != 1 {
+		return fmt.Errorf("guest: status %d: %s", status, strings.TrimSpace(errs.String()))
+	}
+	d.Release, d.Loads, d.Maps = there.Kernels[0].Release, there.Kernels[0].Loads, there.Kernels[0].Maps
+	return nil
+}
+
+// why is the reason in one line.
+func (d *verdict) why() string {
+	if d.Error != "" {
+		first, _, _ := strings.Cut(d.Error, "\n")
+		return "not tried: " + first
+	}
+	var lines []string
+	for _, r := range d.Maps {
+		for _, w := range r.Why {
+			if line := w.Brief(); !slices.Contains(lines, line) {
+				lines = append(lines, line)
+			}
+		}
+	}
+	return strings.Join(lines, "; ")
+}
+
+// verifyText prints the verdicts: for named kernels first all of them in brief.
+func (a *app) verifyText(v *verified, named bool) {
+	if named {
+		t := a.table()
+		t.row("KERNEL", "RELEASE", "LOADS", "WHY")
+		for _, d := range v.Kernels {
+			loads := "no"
+			if d.Loads {
+				loads = "yes"
+			} else if d.Error != "" {
+				loads = ""
+			}
+			t.row(d.Kernel, d.Release, loads, d.why())
+		}
+		t.Flush()
+	}
+	for i, d := range v.Kernels {
+		if named || i > 0 {
+			a.printf("\n")
+		}
+		if d.Error != "" {
+			a.printf("%s: %s: not tried: %s\n", d.Release, v.Object, d.Error)
+		}
+		for n, r := range d.Maps {
+			if n > 0 {
+				a.printf("\n")
+			}
+			a.reportText(d.Release, v.Object, r)
+		}
+	}
+}
+
+func (a *app) reportText(release, object string, r *structops.Report) {
+	if r.Name != "" && r.Name != object {
+		object += ": " + r.Name
+	}
+	if r.Loads {
+		a.printf("%s: %s loads\n", release, object)
+	} else {
+		a.printf("%s: %s does not load\n", release, object)
+	}
+	for _, w := range r.Why {
+		a.printf("  %s\n", w)
+	}
+	if len(r.Functions) == 0 {
+		return
+	}
+	t := a.table()
+	t.row("FUNCTION", "IS", "LOADS", "INSNS", "PROCESSED", "STATES", "PEAK", "MAX/INSN", "STACK", "JITED")
+	for _, f := range r.Functions {
+		name, is := f.Name, f.Member
+		if f.Kind != structops.EntryFunction {
+			name, is = "  "+name, string(f.Kind)
+		}
+		loads := "yes"
+		if !f.Loads {
+			loads = "no"
+		}
+		t.row(name, is, loads, known(f.Instructions), known(f.Processed), known(f.States), known(f.PeakStates),
+			known(f.MaxStatesPerInsn), known(f.Stack), known(f.Jited))
+	}
+	t.Flush()
+}
+
+func known(n *int) string {
+	if n == nil {
+		return ""
+	}
+	return strconv.Itoa(*n)
+}
+
+func (v *verified) hasLog() bool {
+	for _, d := range v.Kernels {
+		for _, r := range d.Maps {
+			if slices.ContainsFunc(r.Why, func(w structops.Reason) bool { return w.Function != "" }) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// logs prints the verifier's logs of the programs that were refused.
+func (a *app) logs(v *verified) {
+	for _, d := range v.Kernels {
+		for _, r := range d.Maps {
+			for _, w := range r.Why {
+				if len(w.Log) > 0 {
+					a.say("%s: %s for %s:\n\t%s", d.Release, w.Program, w.Member, strings.Join(w.Log, "\n\t"))
+				}
+			}
+		}
+	}
+}
