@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"math"
 
+	"ccload/harness/link"
 	"ccload/harness/trace"
 )
-
-// Userspace is the kind of link that Run makes: ccload's own, over TUN devices.
-const Userspace = "userspace"
 
 // What an experiment may ask for.
 const (
@@ -27,7 +25,7 @@ const (
 // sense; the error says what is wrong with which value. It is pure: whether the
 // kernel knows the congestion controls is found out by Run.
 //
-//	Link.Kind      Userspace
+//	Link.Kind      auto, from which Run makes another; see link.Choose
 //	Link.MTU       1500
 //	Link.Buffer    of Link.BufferBDP, which is 1 by default; at least one packet.
 //	               If both are set, Buffer counts
@@ -49,11 +47,16 @@ func Defaults(e trace.Experiment) (trace.Experiment, error) {
 	}
 
 	l := &e.Link
-	if l.Kind == "" {
-		l.Kind = Userspace
-	}
-	if l.Kind != Userspace {
-		return fail("link of kind %q: there is %q", l.Kind, Userspace)
+	switch l.Kind {
+	case "":
+		l.Kind = link.Auto
+	case link.Auto, link.Userspace:
+	case link.Netem:
+		if err := link.CanNetem(*l); err != nil {
+			return fail("%w", err)
+		}
+	default:
+		return fail("link of kind %q: there are %s, %s and %s", l.Kind, link.Auto, link.Userspace, link.Netem)
 	}
 	if l.Rate == 0 {
 		return fail("the link has no rate")

@@ -24,7 +24,7 @@ func TestDefaults(t *testing.T) {
 	}
 	want := trace.Experiment{
 		Link: trace.Link{
-			Kind: "userspace", Rate: 20e6, RTT: 0.04, MTU: 1500,
+			Kind: "auto", Rate: 20e6, RTT: 0.04, MTU: 1500,
 			Buffer: 67, BufferBDP: 1, // 20 Mbit/s × 40 ms are 66.7 packets
 		},
 		Flows:    []trace.Flow{{ID: 1, CC: "cubic", Duration: 20}, {ID: 2, CC: "reno", Start: 5, Duration: 15}},
@@ -82,7 +82,9 @@ func TestDefaultsRefuses(t *testing.T) {
 		"probability 1":             func(e *trace.Experiment) { e.Link.Loss.Probability = 1 },
 		"probability -0.1":          func(e *trace.Experiment) { e.Link.Loss.Probability = -0.1 },
 		"more than -1 packets":      func(e *trace.Experiment) { e.Link.ECN = -1 },
-		`kind "netem"`:              func(e *trace.Experiment) { e.Link.Kind = "netem" },
+		`kind "tc"`:                 func(e *trace.Experiment) { e.Link.Kind = "tc" },
+		"each 9th packet":           func(e *trace.Experiment) { e.Link.Kind, e.Link.Loss.Every = "netem", 9 },
+		"cannot mark":               func(e *trace.Experiment) { e.Link.Kind, e.Link.ECN = "netem", 9 },
 		"duration of -1 s":          func(e *trace.Experiment) { e.Duration = -1 },
 		"duration of 100000 s":      func(e *trace.Experiment) { e.Duration = 1e5 },
 		"interval of 0.0001 s":      func(e *trace.Experiment) { e.Interval = 1e-4 },

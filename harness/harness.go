@@ -60,7 +60,7 @@ type Options struct {
 
 // Run runs one experiment, its defaults filled in (see Defaults), and returns
 // what is also in Options.Dir. It needs CAP_NET_ADMIN and CAP_SYS_ADMIN, and
-// /dev/net/tun; for samples on every ACK also CAP_BPF and CAP_PERFMON.
+// /dev/net/tun or netem; for samples on every ACK also CAP_BPF and CAP_PERFMON.
 //
 // What makes the run less trustworthy is no error but a check that failed, and a
 // warning. A flow that breaks is an error. If the context ends the run, what was measured until then is kept,
@@ -74,6 +74,10 @@ func Run(ctx context.Context, e trace.Experiment, opt Options) (*trace.Run, erro
 		return nil, err
 	}
 	if err := known(e.Flows); err != nil {
+		return nil, err
+	}
+	var why string
+	if e.Link.Kind, why, err = link.Choose(e.Link); err != nil {
 		return nil, err
 	}
 	one.Lock()
@@ -99,7 +103,7 @@ func Run(ctx context.Context, e trace.Experiment, opt Options) (*trace.Run, erro
 		}
 	}
 	defer x.out.Close()
-	x.run.Link.Measured = measured
+	x.run.Link.Why, x.run.Link.Measured = why, measured
 	if err := x.send(ctx); err != nil {
 		return nil, err
 	}
@@ -116,7 +120,7 @@ type experiment struct {
 	out Sink
 
 	sender, receiver *netns.NS
-	link             *link.Link
+	link             emulated
 	senders          []*flow.Sender   // by index of the flow
 	receivers        []*flow.Receiver // likewise
 	diag             *sampler.Diag
@@ -140,6 +144,23 @@ const (
 	senderPort   = 10000
 	receiverPort = 20000
 )
+
+// emulated is a link of any kind.
+type emulated interface {
+	Now() int64
+	Begin(start int64, seed uint64, every time.Duration, rows chan<- []trace.LinkSample) error
+	Finish(at int64) (*link.End, error)
+	Offloads() (map[string]bool, error)
+	Close() error
+}
+
+// open makes the link of the kind that it says.
+func open(sender, receiver *netns.NS, id string, l trace.Link) (emulated, error) {
+	if l.Kind == link.Netem {
+		return link.NewNetem(sender, receiver, id, l)
+	}
+	return link.New(sender, receiver, id, l)
+}
 
 // setUp makes everything but the flows.
 func setUp(e trace.Experiment, opt Options) (_ *experiment, err error) {
@@ -170,7 +191,7 @@ func setUp(e trace.Experiment, opt Options) (_ *experiment, err error) {
 	}
 	var id [3]byte
 	rand.Read(id[:])
-	if x.link, err = link.New(x.sender, x.receiver, hex.EncodeToString(id[:]), e.Link); err != nil {
+	if x.link, err = open(x.sender, x.receiver, hex.EncodeToString(id[:]), e.Link); err != nil {
 		return nil, err
 	}
 	if x.run.Offloads, err = x.link.Offloads(); err != nil {

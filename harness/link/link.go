@@ -76,6 +76,12 @@ const maxMemory = 4 << 30
 // burst is what the buffer holds at least until Begin.
 const burst = 60 * time.Millisecond
 
+// trainBuffer is the buffer until Begin: however small it is to be, a burst must be
+// able to keep the bottleneck busy, or its rate could not be measured.
+func trainBuffer(cfg trace.Link) int {
+	return max(cfg.Buffer, 16+int(cfg.Rate*burst.Seconds()/8/float64(cfg.MTU)))
+}
+
 // New sets up the path between two fresh namespaces. id makes the names of its
 // devices unique. Until Begin it neither loses packets on purpose nor marks them,
 // and its buffer is large enough for a train of packets that measures it.
@@ -89,9 +95,7 @@ func New(sender, receiver *netns.NS, id string, cfg trace.Link) (_ *Link, err er
 	}
 	plain := cfg
 	plain.Loss, plain.ECN = trace.Loss{}, 0
-	// However small the buffer, a burst must be able to keep the bottleneck busy, or its
-	// rate could not be measured.
-	plain.Buffer = max(cfg.Buffer, 16+int(cfg.Rate*burst.Seconds()/8/float64(cfg.MTU)))
+	plain.Buffer = trainBuffer(cfg)
 	q, err := NewQueue(plain, 0, l.clock.now())
 	if err != nil {
 		return nil, err
@@ -157,6 +161,7 @@ type End struct {
 	Counters
 	Lateness trace.Lateness
 	Unseen   uint64 // packets that never reached the emulator: the machine was too slow
+	Warnings []string
 }
 
 // Finish ends the recording at a time, which must not lie ahead, stops the link
@@ -174,14 +179,14 @@ func (l *Link) Finish(at int64) (*End, error) {
 		r.flush()
 		close(r.rows)
 	}
-	return &End{r.queue.Counters, summary(&l.forward.lateness, &l.back.lateness), unseen}, nil
+	return &End{Counters: r.queue.Counters, Lateness: summary(&l.forward.lateness, &l.back.lateness), Unseen: unseen}, nil
 }
 
 // unseen counts the packets that were lost between the kernel and the emulator.
 func (l *Link) unseen() (uint64, error) {
 	n := l.forward.overrun.Load() + l.back.overrun.Load()
 	for _, t := range []*tun{l.sender, l.recver} {
-		d, err := t.dropped()
+		d, err := dropped(t.ns, t.name)
 		if err != nil {
 			return 0, err
 		}
@@ -191,7 +196,7 @@ func (l *Link) unseen() (uint64, error) {
 }
 
 // Offloads tells which offloads the link's devices have on.
-func (l *Link) Offloads() (map[string]bool, error) { return l.sender.offloads() }
+func (l *Link) Offloads() (map[string]bool, error) { return offloads(l.sender.ns, l.sender.name) }
 
 // Close takes the link down. It may be called again.
 func (l *Link) Close() error {

@@ -38,12 +38,8 @@ const queueLen = 30000
 func openTUN(ns *netns.NS, name string, addr netip.Prefix, mtu int) (*tun, error) {
 	t := &tun{-1, name, ns}
 	err := ns.Do(func() (err error) { // the device is made where the file was opened
-		t.fd, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
-			return fmt.Errorf("/dev/net/tun: %w: the kernel lacks TUN (CONFIG_TUN)", err)
-		}
-		if err != nil {
-			return fmt.Errorf("/dev/net/tun: %w", err)
+		if t.fd, err = openClone(); err != nil {
+			return err
 		}
 		return t.setUp(addr, mtu)
 	})
@@ -52,6 +48,18 @@ func openTUN(ns *netns.NS, name string, addr netip.Prefix, mtu int) (*tun, error
 		return nil, fmt.Errorf("link: device %q: %w", name, err)
 	}
 	return t, nil
+}
+
+// openClone opens the device that TUN devices are made of.
+func openClone() (int, error) {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
+		return -1, fmt.Errorf("/dev/net/tun: %w: the kernel lacks TUN (CONFIG_TUN)", err)
+	}
+	if err != nil {
+		return -1, fmt.Errorf("/dev/net/tun: %w", err)
+	}
+	return fd, nil
 }
 
 func (t *tun) setUp(addr netip.Prefix, mtu int) error {
@@ -66,9 +74,7 @@ func (t *tun) setUp(addr netip.Prefix, mtu int) error {
 	if err := unix.IoctlSetInt(t.fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM); err != nil {
 		return fmt.Errorf("offloads: %w", err)
 	}
-	// Router solicitations and the like would be packets on the link that nobody sent.
-	err = os.WriteFile("/proc/sys/net/ipv6/conf/"+t.name+"/disable_ipv6", []byte("1"), 0)
-	if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel without IPv6
+	if err := noIPv6(t.name); err != nil {
 		return err
 	}
 	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -106,29 +112,41 @@ func (t *tun) close() error {
 	return err
 }
 
-// dropped is how many packets the kernel could not queue for the engine.
-func (t *tun) dropped() (n uint64, err error) {
-	err = t.ns.Do(func() error {
+// noIPv6 keeps a device of the namespace that the thread is in from speaking IPv6
+// by itself: router solicitations and the like would be packets on the link that
+// nobody sent.
+func noIPv6(device string) error {
+	err := os.WriteFile("/proc/sys/net/ipv6/conf/"+device+"/disable_ipv6", []byte("1"), 0)
+	if errors.Is(err, os.ErrNotExist) { // a kernel without IPv6
+		return nil
+	}
+	return err
+}
+
+// dropped is how many packets a device could not hand on: for a TUN device, could
+// not queue for the engine.
+func dropped(ns *netns.NS, device string) (n uint64, err error) {
+	err = ns.Do(func() error {
 		b, err := os.ReadFile("/proc/thread-self/net/dev")
 		if err != nil {
 			return err
 		}
 		for line := range strings.Lines(string(b)) {
 			name, stats, ok := strings.Cut(line, ":")
-			if f := strings.Fields(stats); ok && strings.TrimSpace(name) == t.name && len(f) >= 12 {
+			if f := strings.Fields(stats); ok && strings.TrimSpace(name) == device && len(f) >= 12 {
 				_, err := fmt.Sscan(f[11], &n) // transmit: bytes packets errs drop
 				return err
 			}
 		}
-		return fmt.Errorf("device %q: %w", t.name, os.ErrNotExist)
+		return fmt.Errorf("device %q: %w", device, os.ErrNotExist)
 	})
 	return n, err
 }
 
-// Offloads tells which of a device's offloads are on, by ethtool(8)'s names.
-func (t *tun) offloads() (on map[string]bool, err error) {
+// offloads tells which of a device's offloads are on, by ethtool(8)'s names.
+func offloads(ns *netns.NS, device string) (on map[string]bool, err error) {
 	on = map[string]bool{}
-	err = t.ns.Do(func() error {
+	err = ns.Do(func() error {
 		s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err
@@ -137,20 +155,30 @@ func (t *tun) offloads() (on map[string]bool, err error) {
 		for name, cmd := range map[string]uint32{
 			"tx-checksumming": 0x16, "tcp-segmentation-offload": 0x1e, "generic-receive-offload": 0x2b,
 		} {
-			v := struct{ cmd, data uint32 }{cmd: cmd} // struct ethtool_value
-			var r struct {
-				name [unix.IFNAMSIZ]byte
-				data unsafe.Pointer
-				_    [16]byte
+			v, err := ethtool(s, device, cmd, 0)
+			if err != nil {
+				return fmt.Errorf("%s: %w", name, err)
 			}
-			copy(r.name[:], t.name)
-			r.data = unsafe.Pointer(&v)
-			if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(s), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&r))); errno != 0 {
-				return fmt.Errorf("%s: %w", name, errno)
-			}
-			on[name] = v.data != 0
+			on[name] = v != 0
 		}
 		return nil
 	})
 	return on, err
+}
+
+// ethtool gives one command of a value to a device, through a socket of its
+// namespace, and returns the value of the answer.
+func ethtool(s int, device string, cmd, value uint32) (uint32, error) {
+	v := struct{ cmd, data uint32 }{cmd, value} // struct ethtool_value
+	var r struct {
+		name [unix.IFNAMSIZ]byte
+		data unsafe.Pointer
+		_    [16]byte
+	}
+	copy(r.name[:], device)
+	r.data = unsafe.Pointer(&v)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(s), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&r))); errno != 0 {
+		return 0, errno
+	}
+	return v.data, nil
 }

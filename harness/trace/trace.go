@@ -95,7 +95,7 @@ type Experiment struct {
 // Link is the path between sender and receiver: one bottleneck in the
 // direction of the data, a pure delay back.
 type Link struct {
-	Kind      string  `json:"kind"`       // "userspace"
+	Kind      string  `json:"kind"`       // "userspace", "netem", or, of an experiment only, "auto"
 	Rate      float64 `json:"rate"`       // bit/s at the bottleneck, IP headers included
 	RTT       float64 `json:"rtt"`        // s, two-way propagation delay, half each way
 	Buffer    int     `json:"buffer"`     // packets of one MTU
@@ -148,6 +148,7 @@ type Run struct {
 // LinkResult is the link as configured and as measured before the flows began.
 type LinkResult struct {
 	Link
+	Why      string   `json:"why,omitempty"` // what made a link of kind "auto" one of this kind
 	Measured Measured `json:"measured"`
 	Lateness Lateness `json:"lateness"`
 }
