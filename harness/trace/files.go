@@ -69,15 +69,21 @@ func (w *Writer) Finish(r *Run) error {
 	if err := w.Close(); err != nil {
 		return err
 	}
+	return Rewrite(w.dir, r)
+}
+
+// Rewrite puts another run.json in the place of a result directory's: what was
+// found out about the run after its end belongs there too.
+func Rewrite(dir string, r *Run) error {
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
-		return fmt.Errorf("results %q: %w", w.dir, err)
+		return fmt.Errorf("results %q: %w", dir, err)
 	}
-	tmp := filepath.Join(w.dir, "."+runFile)
+	tmp := filepath.Join(dir, "."+runFile)
 	if err := os.WriteFile(tmp, append(b, '\n'), 0o644); err != nil {
 		return fmt.Errorf("results: %w", err)
 	}
-	return os.Rename(tmp, filepath.Join(w.dir, runFile))
+	return os.Rename(tmp, filepath.Join(dir, runFile))
 }
 
 // Close writes what is left. Without Finish the directory has no run.json, and

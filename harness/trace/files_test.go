@@ -45,7 +45,7 @@ func write(t *testing.T, dir string, n int) *Run {
 	both.Wait()
 	run := &Run{
 		Format: Format, Dir: dir, Kernel: "6.18.0", Seed: 3, Flows: []FlowResult{{ID: 1, CC: "cubic", Throughput: 1e6}},
-		Checks: []Check{{"rate", "1", "2", false}}, Warnings: []string{"w"}, Sysctls: map[string]string{"a": "b"},
+		Checks: []Check{{Name: "rate", Want: "1", Got: "2", Why: "so"}}, Warnings: []string{"w"}, Sysctls: map[string]string{"a": "b"},
 	}
 	if err := w.Finish(run); err != nil {
 		t.Fatal(err)
@@ -78,6 +78,13 @@ func TestRoundTrip(t *testing.T) {
 	}
 	if want := (LinkSample{Time: n - 1, Queue: 1, QueueBytes: 2, Enqueued: 3, Delivered: 4, Drops: 5, Losses: 6, Marks: 7}); r.Links[n-1] != want {
 		t.Errorf("last state: %+v", r.Links[n-1])
+	}
+	run.Theory = []Curve{{Name: "a", Quantity: "cwnd", Pieces: [][][2]float64{{{0, 1}, {1, 2.5}}, {{2, 1}}}}}
+	if err := Rewrite(dir, run); err != nil {
+		t.Fatal(err)
+	}
+	if r, err = Open(dir); err != nil || !reflect.DeepEqual(r.Run, run) {
+		t.Errorf("rewritten: got %+v, want %+v, %v", r.Run, run, err)
 	}
 	if _, err := Create(dir); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("a second result in one directory: %v", err)

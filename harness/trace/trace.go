@@ -111,13 +111,14 @@ type Loss struct {
 	Probability float64 `json:"probability,omitempty"` // drop each packet with this probability, seeded
 }
 
-// Flow is one TCP connection that sends as fast as it may.
+// Flow is one TCP connection.
 type Flow struct {
 	ID       int     `json:"id"`
 	CC       string  `json:"cc"`              // the congestion control's name in the kernel
 	Start    float64 `json:"start"`           // s since the start of the run
 	Duration float64 `json:"duration"`        // s
 	Bytes    int64   `json:"bytes,omitempty"` // stop after that many; 0: no limit
+	Rate     float64 `json:"rate,omitempty"`  // bit/s of payload that the application has to send; 0: as much as TCP takes
 }
 
 // Run describes one run, done. It is what run.json holds and what
@@ -135,6 +136,7 @@ type Run struct {
 	Bottleneck  Bottleneck   `json:"bottleneck"`
 	Jain        float64      `json:"jain"` // Jain's fairness index of the flows' throughputs, 1/n to 1
 	Checks      []Check      `json:"checks"`
+	Theory      []Curve      `json:"theory,omitempty"`
 	Warnings    []string     `json:"warnings"`
 
 	Experiment Experiment        `json:"experiment"`
@@ -199,6 +201,15 @@ type Check struct {
 	Want string `json:"want"`
 	Got  string `json:"got"`
 	OK   bool   `json:"ok"`
+	Why  string `json:"why,omitempty"` // the reason for what is wanted
+}
+
+// Curve is what a theory expects of a quantity over time, to be seen beside what
+// was measured.
+type Curve struct {
+	Name     string         `json:"name"`
+	Quantity string         `json:"quantity"` // "cwnd" (segments) or "queue" (packets)
+	Pieces   [][][2]float64 `json:"pieces"`   // lines through points of time (s) and value
 }
 
 // Sampling says what the sampling saw and what it missed.
