@@ -118,7 +118,7 @@ func (p path) bulk(b *testing.B, ctx context.Context, cc string, d time.Duration
 		b.Fatal(err)
 	}
 	defer s.Close()
-	res, err := s.Send(ctx, to, d, 0)
+	res, err := s.Send(ctx, to, flow.Load{Duration: d})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 // What an experiment may ask for.
 const (
 	minRate, maxRate         = 10e3, 10e9 // bit/s
+	minOffered               = 8.0        // bit/s that an application has to send
 	maxRTT                   = 10.0       // s
 	maxBuffer                = 1 << 20    // packets
 	minMTU, maxMTU           = 576, 9000  // bytes
@@ -149,6 +150,9 @@ func Defaults(e trace.Experiment) (trace.Experiment, error) {
 		}
 		if f.Bytes < 0 {
 			return fail("flow %d has %d bytes to send", f.ID, f.Bytes)
+		}
+		if f.Rate != 0 && !within(f.Rate, minOffered, maxRate) {
+			return fail("flow %d is offered %g bit/s: from %g to %g, or 0 for as much as it takes", f.ID, f.Rate, minOffered, maxRate)
 		}
 	}
 	return e, nil

@@ -95,6 +95,8 @@ func TestDefaultsRefuses(t *testing.T) {
 		"starts at 20 s":            func(e *trace.Experiment) { e.Flows[1].Start = 20 },
 		"starts at -1 s":            func(e *trace.Experiment) { e.Flows[1].Start = -1 },
 		"lasts 16 s from 5 s on":    func(e *trace.Experiment) { e.Flows[1].Duration = 16 },
+		"offered 1 bit/s":           func(e *trace.Experiment) { e.Flows[1].Rate = 1 },
+		"offered NaN bit/s":         func(e *trace.Experiment) { e.Flows[1].Rate = math.NaN() },
 		"-5 bytes to send":          func(e *trace.Experiment) { e.Flows[1].Bytes = -5 },
 		`experiment "slow": `:       func(e *trace.Experiment) { e.Name, e.Link.Rate = "slow", 0 },
 	} {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package flow makes bulk traffic: one TCP connection a flow, from a namespace to
-// another, with a congestion control chosen by its name.
+// Package flow makes traffic: one TCP connection a flow, from a namespace to
+// another, with a congestion control chosen by its name, that sends as much as TCP
+// takes or as an application offers.
 //
 // Both ends use it: some need the receiver to help (DCTCP's receiver tells about
 // every mark, RFC 8257 §3.2).
@@ -11,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"sync"
@@ -123,23 +125,33 @@ func Open(ns *netns.NS, at netip.AddrPort, cc string) (*Sender, error) {
 	return &Sender{fd: fd, file: os.NewFile(uintptr(fd), "sender"), cc: cc}, nil
 }
 
-// chunk is what is written at a time, in bytes.
+// Load is what there is to send.
+type Load struct {
+	Duration time.Duration // from the start of the handshake; then the flow is over
+	Bytes    int64         // the flow is over when that many are acknowledged; 0: no limit
+	Rate     float64       // bit/s that the application offers; 0: as much as TCP takes
+}
+
+// chunk is what is written at most at a time, in bytes.
 const chunk = 64 << 10
 
-// Send connects and sends as fast as TCP takes it until d has passed or, if
-// bytes is not zero, that many have been acknowledged; or until the context is
-// done, which is no error. Then it aborts the connection.
-func (s *Sender) Send(ctx context.Context, to netip.AddrPort, d time.Duration, bytes int64) (Result, error) {
-	r, err := s.send(ctx, to, d, bytes)
+// tick is how often an application with a rate writes: all that is due by then,
+// and never more. What TCP did not take in time stays due.
+const tick = 10 * time.Millisecond
+
+// Send connects and sends the load, or until the context is done, which is no
+// error. Then it aborts the connection.
+func (s *Sender) Send(ctx context.Context, to netip.AddrPort, load Load) (Result, error) {
+	r, err := s.send(ctx, to, load)
 	if err != nil {
 		return r, fmt.Errorf("send to %v: %w", to, err)
 	}
 	return r, nil
 }
 
-func (s *Sender) send(ctx context.Context, to netip.AddrPort, d time.Duration, bytes int64) (r Result, err error) {
+func (s *Sender) send(ctx context.Context, to netip.AddrPort, load Load) (r Result, err error) {
 	start := time.Now()
-	end := start.Add(d)
+	end := start.Add(load.Duration)
 	if err := s.file.SetWriteDeadline(end); err != nil {
 		return r, fmt.Errorf("deadline: %w", err)
 	}
@@ -154,13 +166,26 @@ func (s *Sender) send(ctx context.Context, to netip.AddrPort, d time.Duration, b
 		return r, err
 	}
 	buf := make([]byte, chunk)
-	left := bytes
-	for bytes == 0 || left > 0 {
-		if bytes > 0 && left < int64(len(buf)) {
-			buf = buf[:left]
+	most := load.Bytes
+	if most == 0 {
+		most = math.MaxInt64
+	}
+	due, begun := most, time.Now()
+	if load.Rate > 0 {
+		due = 0
+	}
+	var sent int64
+	for sent < most {
+		if sent == due {
+			ticks := time.Since(begun)/tick + 1
+			if !sleep(ctx, begun.Add(ticks*tick), end) {
+				break
+			}
+			due = min(int64(load.Rate/8*(ticks*tick).Seconds()), most)
+			continue
 		}
-		n, err := s.file.Write(buf)
-		left -= int64(n)
+		n, err := s.file.Write(buf[:min(chunk, due-sent)])
+		sent += int64(n)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			break
 		}
@@ -168,7 +193,7 @@ func (s *Sender) send(ctx context.Context, to netip.AddrPort, d time.Duration, b
 			return r, fmt.Errorf("write: %w", err)
 		}
 	}
-	if bytes > 0 && left == 0 {
+	if sent == most {
 		if err := s.drain(over); err != nil {
 			return r, err
 		}
@@ -198,6 +223,19 @@ func (s *Sender) Close() error {
 	err := s.file.Close()
 	s.file = nil
 	return err
+}
+
+// sleep waits until a time; it is false if the end comes first.
+func sleep(ctx context.Context, until, end time.Time) bool {
+	if until.After(end) {
+		until = end
+	}
+	select {
+	case <-time.After(time.Until(until)):
+		return until.Before(end)
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // connect says whether the connection was there before the deadline.

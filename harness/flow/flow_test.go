@@ -72,7 +72,7 @@ func TestBytes(t *testing.T) {
 	ns := loopback(t)
 	r := listen(t, ns)
 	const n = 3_000_001
-	res, err := open(t, ns, "reno").Send(t.Context(), to, 10*time.Second, n)
+	res, err := open(t, ns, "reno").Send(t.Context(), to, Load{Duration: 10 * time.Second, Bytes: n})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +92,7 @@ func TestDuration(t *testing.T) {
 	listen(t, ns)
 	s := open(t, ns, "cubic")
 	start := time.Now()
-	res, err := s.Send(t.Context(), to, 300*time.Millisecond, 0)
+	res, err := s.Send(t.Context(), to, Load{Duration: 300 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,13 +104,43 @@ func TestDuration(t *testing.T) {
 	}
 }
 
+// An application never sends what it does not have yet.
+func TestRate(t *testing.T) {
+	ns := loopback(t)
+	const rate = 2e6
+	for name, load := range map[string]Load{
+		"bytes":    {Duration: 10 * time.Second, Bytes: 50_001, Rate: rate},
+		"duration": {Duration: 205 * time.Millisecond, Rate: rate},
+	} {
+		r := listen(t, ns)
+		res, err := open(t, ns, "reno").Send(t.Context(), to, load)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if most := uint64(rate / 8 * res.Duration.Seconds()); res.Bytes == 0 || res.Bytes > most {
+			t.Errorf("%s: %d bytes in %v, of %d that were due", name, res.Bytes, res.Duration, most)
+		}
+		if load.Bytes > 0 && res.Bytes != uint64(load.Bytes) {
+			t.Errorf("%s: %d bytes", name, res.Bytes)
+		}
+		r.Close()
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	listen(t, ns)
+	res, err := open(t, ns, "reno").Send(ctx, to, Load{Duration: time.Minute, Rate: 8})
+	if err != nil || res.Bytes > 1 || res.Duration > 2*time.Second {
+		t.Errorf("cancelled: %+v, %v", res, err)
+	}
+}
+
 func TestCancel(t *testing.T) {
 	ns := loopback(t)
 	listen(t, ns)
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	start := time.Now()
-	res, err := open(t, ns, "reno").Send(ctx, to, time.Minute, 0)
+	res, err := open(t, ns, "reno").Send(ctx, to, Load{Duration: time.Minute})
 	if err != nil || res.Bytes == 0 || time.Since(start) > 2*time.Second {
 		t.Errorf("after %v: %+v, %v", time.Since(start), res, err)
 	}
@@ -136,7 +166,7 @@ func TestNoAnswer(t *testing.T) {
 		t.Fatal(ok, err)
 	}
 	start := time.Now()
-	res, err := open(t, ns, "reno").Send(t.Context(), to, 200*time.Millisecond, 0)
+	res, err := open(t, ns, "reno").Send(t.Context(), to, Load{Duration: 200 * time.Millisecond})
 	if err != nil || res.Connected || res.Bytes != 0 || time.Since(start) > 2*time.Second {
 		t.Errorf("after %v: %+v, %v", time.Since(start), res, err)
 	}
@@ -144,7 +174,7 @@ func TestNoAnswer(t *testing.T) {
 
 func TestErrors(t *testing.T) {
 	ns := loopback(t)
-	_, err := open(t, ns, "reno").Send(t.Context(), to, time.Second, 0)
+	_, err := open(t, ns, "reno").Send(t.Context(), to, Load{Duration: time.Second})
 	if err == nil || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("nobody listens: %v", err)
 	}
@@ -165,7 +195,7 @@ func TestReadBack(t *testing.T) {
 	if err := unix.SetsockoptString(s.fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Send(t.Context(), to, time.Second, 0); err == nil || !strings.Contains(err.Error(), `"cubic": the socket has "reno"`) {
+	if _, err := s.Send(t.Context(), to, Load{Duration: time.Second}); err == nil || !strings.Contains(err.Error(), `"cubic": the socket has "reno"`) {
 		t.Errorf("got %v", err)
 	}
 }

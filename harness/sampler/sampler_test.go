@@ -68,7 +68,7 @@ func send(ctx context.Context, t *testing.T, ns *netns.NS, port uint16, bytes in
 		t.Fatal(err)
 	}
 	defer s.Close()
-	res, err := s.Send(ctx, to, 30*time.Second, bytes)
+	res, err := s.Send(ctx, to, flow.Load{Duration: 30 * time.Second, Bytes: bytes})
 	if err != nil {
 		t.Fatal(err)
 	}
