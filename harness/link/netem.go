@@ -42,9 +42,9 @@ type NetemLink struct {
 	cfg              trace.Link
 	clock            clock
 	router           *netns.NS
-	sender, receiver *port // the ends
-	toSender, out    *port // the router's
-	bottleneck       *watch
+	sender, receiver *port  // the ends
+	toSender, out    *port  // the router's
+	loss, bottleneck *watch // loss: nil if there is none on purpose
 
 	sampling sync.WaitGroup
 	stopped  atomic.Bool
@@ -138,6 +138,11 @@ func NewNetem(sender, receiver *netns.NS, id string, cfg trace.Link) (_ *NetemLi
 	if l.bottleneck, err = l.out.watch(bottleneckHandle); err != nil {
 		return nil, err
 	}
+	if cfg.Loss.Probability > 0 {
+		if l.loss, err = l.out.watch(delayHandle); err != nil {
+			return nil, err
+		}
+	}
 	return l, nil
 }
 
@@ -162,13 +167,13 @@ func (l *NetemLink) Begin(start int64, seed uint64, every time.Duration, rows ch
 	if err := errors.Join(l.out.emulate(delay, change), l.out.emulate(bottleneck, change)); err != nil {
 		return err
 	}
-	if l.cfg.Loss.Probability > 0 {
-		q, err := l.out.netem(delayHandle)
+	if l.loss != nil {
+		n, err := l.loss.read()
 		if err != nil {
 			return err
 		}
-		if q.seed != seed {
-			l.warnings = append(l.warnings, "this kernel's netem takes no seed: which packets are lost differs each time")
+		if n.seed != seed {
+			l.warnings = append(l.warnings, "this kernel's netem takes no seed: that of the run does not decide which packets are lost")
 		}
 	}
 	var err error
@@ -185,20 +190,22 @@ func (l *NetemLink) Begin(start int64, seed uint64, every time.Duration, rows ch
 }
 
 func (l *NetemLink) state() (s state, err error) {
-	if l.cfg.Loss.Probability > 0 {
-		// The delay counts what its child drops as well, and is asked first: what
-		// happens in between may seem to be less loss for a moment.
-		q, err := l.out.netem(delayHandle)
-		if err != nil {
+	var n netem
+	if l.loss != nil {
+		// The delay counts what its child drops as well. It is asked first, so what
+		// happens in between can only make the loss seem less for a moment.
+		if n, err = l.loss.read(); err != nil {
 			return s, err
 		}
-		s.lost = q.drops
 	}
-	s.queue, err = l.bottleneck.read()
-	if l.cfg.Loss.Probability > 0 {
-		s.lost = max(s.lost-min(s.lost, s.queue.drops), l.last.lost)
+	if s.queue, err = l.bottleneck.read(); err != nil {
+		return s, err
 	}
-	return s, err
+	s.lost = l.last.lost
+	if l.loss != nil {
+		s.lost = max(s.lost, n.drops-min(n.drops, s.queue.drops))
+	}
+	return s, nil
 }
 
 // sample sends rows until the link is stopped.
@@ -291,8 +298,13 @@ func (l *NetemLink) unseen() (n uint64, err error) {
 		}
 		n += d
 	}
-	q, err := l.receiver.netem(delayHandle)
-	return n + q.drops, err
+	w, err := l.receiver.watch(delayHandle)
+	if err != nil {
+		return 0, err
+	}
+	defer w.close()
+	back, err := w.read()
+	return n + back.drops, err
 }
 
 // Offloads tells which offloads the link's devices have on.
@@ -307,8 +319,10 @@ func (l *NetemLink) stop() {
 func (l *NetemLink) Close() error {
 	l.once.Do(func() {
 		l.stop()
-		if l.bottleneck != nil {
-			l.bottleneck.close()
+		for _, w := range []*watch{l.loss, l.bottleneck} {
+			if w != nil {
+				w.close()
+			}
 		}
 		for _, p := range []*port{l.sender, l.receiver} {
 			if p != nil {

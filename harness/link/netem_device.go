@@ -44,8 +44,8 @@ const (
 
 // Flags of a request that makes something new, and of one that changes something.
 const (
-	create = netlink.Acknowledge | netlink.Create | netlink.Excl
-	change = netlink.Acknowledge
+	create netlink.HeaderFlags = netlink.Create | netlink.Excl
+	change netlink.HeaderFlags = 0
 )
 
 // ethernet is the size of the header that IP packets have on a veth.
@@ -101,7 +101,7 @@ func pair(a, b *netns.NS, name string, mtu int) (_, _ *port, err error) {
 		})
 		return nil
 	})
-	if _, err := ports[0].ask(unix.RTM_NEWLINK, create, make([]byte, sizeLink), ae); err != nil {
+	if err := ports[0].ask(unix.RTM_NEWLINK, create, make([]byte, sizeLink), ae); err != nil {
 		if errors.Is(err, unix.EOPNOTSUPP) {
 			err = fmt.Errorf("%w: the kernel lacks veth (CONFIG_VETH)", err)
 		}
@@ -152,28 +152,23 @@ func (p *port) setUp() error {
 func (p *port) remove() error {
 	head := make([]byte, sizeLink)
 	binary.NativeEndian.PutUint32(head[4:], p.index)
-	_, err := p.ask(unix.RTM_DELLINK, change, head, netlink.NewAttributeEncoder())
+	err := p.ask(unix.RTM_DELLINK, change, head, netlink.NewAttributeEncoder())
 	if err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("link: device %q: remove: %w", p.name, err)
 	}
 	return nil
 }
 
-// ask sends one request and returns the body of the answer, if there is one. What
-// kind of answer is to come the flags must say.
-func (p *port) ask(typ netlink.HeaderType, flags netlink.HeaderFlags, head []byte, ae *netlink.AttributeEncoder) ([]byte, error) {
+// ask sends one request and waits until it has been done.
+func (p *port) ask(typ netlink.HeaderType, flags netlink.HeaderFlags, head []byte, ae *netlink.AttributeEncoder) error {
 	attrs, err := ae.Encode()
-	if err != nil {
-		return nil, err
+	if err == nil {
+		_, err = p.conn.Execute(netlink.Message{
+			Header: netlink.Header{Type: typ, Flags: netlink.Request | netlink.Acknowledge | flags},
+			Data:   append(head, attrs...),
+		})
 	}
-	msgs, err := p.conn.Execute(netlink.Message{
-		Header: netlink.Header{Type: typ, Flags: netlink.Request | flags},
-		Data:   append(head, attrs...),
-	})
-	if err != nil || len(msgs) == 0 {
-		return nil, err
-	}
-	return msgs[0].Data, nil
+	return err
 }
 
 // address gives the port an IPv4 address, with a route to its network.
@@ -182,7 +177,7 @@ func (p *port) address(a netip.Prefix) error {
 	ae.Bytes(unix.IFA_LOCAL, a.Addr().AsSlice())
 	ae.Bytes(unix.IFA_ADDRESS, a.Addr().AsSlice())
 	head := binary.NativeEndian.AppendUint32([]byte{unix.AF_INET, byte(a.Bits()), 0, unix.RT_SCOPE_UNIVERSE}, p.index)
-	if _, err := p.ask(unix.RTM_NEWADDR, create, head, ae); err != nil {
+	if err := p.ask(unix.RTM_NEWADDR, create, head, ae); err != nil {
 		return fmt.Errorf("link: device %q: address %s: %w", p.name, a, err)
 	}
 	return nil
@@ -194,7 +189,7 @@ func (p *port) route(to netip.Addr) error {
 	ae.Bytes(unix.RTA_DST, to.AsSlice())
 	ae.Uint32(unix.RTA_OIF, p.index)
 	head := []byte{unix.AF_INET, 32, 0, 0, unix.RT_TABLE_MAIN, unix.RTPROT_STATIC, unix.RT_SCOPE_LINK, unix.RTN_UNICAST, 0, 0, 0, 0}
-	if _, err := p.ask(unix.RTM_NEWROUTE, create, head, ae); err != nil {
+	if err := p.ask(unix.RTM_NEWROUTE, create, head, ae); err != nil {
 		return fmt.Errorf("link: device %q: route to %s: %w", p.name, to, err)
 	}
 	return nil
@@ -232,7 +227,7 @@ func (p *port) emulate(e emulator, flags netlink.HeaderFlags) error {
 		attrs, err := ae.Encode()
 		return append(fixed, attrs...), err
 	})
-	if _, err := p.ask(unix.RTM_NEWQDISC, flags, p.tc(e.handle, e.parent), ae); err != nil {
+	if err := p.ask(unix.RTM_NEWQDISC, flags, p.tc(e.handle, e.parent), ae); err != nil {
 		if errors.Is(err, unix.ENOENT) {
 			err = fmt.Errorf("%w: the kernel lacks netem (CONFIG_NET_SCH_NETEM)", err)
 		}
@@ -258,17 +253,6 @@ type netem struct {
 	backlog int64  // bytes of IP, of these
 	drops   uint64 // packets, those of its child included
 	seed    uint64 // 0: the kernel knows none
-}
-
-func (p *port) netem(handle uint32) (n netem, err error) {
-	b, err := p.ask(unix.RTM_GETQDISC, netlink.Echo, p.tc(handle, 0), netlink.NewAttributeEncoder())
-	if err == nil {
-		err = n.parse(b)
-	}
-	if err != nil {
-		err = fmt.Errorf("link: device %q: state of netem: %w", p.name, err)
-	}
-	return n, err
 }
 
 // parse reads the body of an RTM_NEWQDISC message. It does not allocate.
