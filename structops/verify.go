@@ -73,6 +73,7 @@ const (
 // What the kernel refuses is in the reports. The error says that a map is not in
 // the object.
 func (s *Spec) Verify(mapNames ...string) ([]*Report, error) {
+	go kernelTypes().Kernel() // as in Load
 	var ops []*Ops
 	for _, name := range mapNames {
 		o, err := s.Select(name)
@@ -106,20 +107,24 @@ func (s *Spec) Verify(mapNames ...string) ([]*Report, error) {
 
 func (s *Spec) verify(o *Ops) *Report {
 	r := &Report{Map: o.Map, Name: o.Name, Functions: []Function{}}
-	obj, err := s.Load(o.Map)
+	l, err := kernelLayout()
 	if err == nil {
-		err = obj.stage()
-		obj.Close()
+		_, err = s.collection()
 	}
-	r.Loads = err == nil
-	// What the process may not do it may not for any of the programs.
-	var forbidden *PermissionError
-	if l, lerr := kernelLayout(); lerr == nil && !errors.As(err, &forbidden) {
-		s.examineAll(o, l, r)
+	if err == nil {
+		err = s.examineAll(o, l, r)
 	}
-	if err != nil && len(r.Why) == 0 {
+	if err == nil && len(r.Why) == 0 {
+		var obj *Object
+		if obj, err = s.Load(o.Map); err == nil {
+			err = obj.stage()
+			obj.Close()
+		}
+	}
+	if err != nil {
 		r.Why = []Reason{generalReason(err)}
 	}
+	r.Loads = len(r.Why) == 0
 	return r
 }
 
@@ -149,18 +154,24 @@ func (o *Object) stage() error {
 }
 
 // examineAll looks at each program by itself, so that one that is refused does
-// not hide the others.
-func (s *Spec) examineAll(o *Ops, l *layout, r *Report) {
-	add := func(p *ebpf.ProgramSpec, name, member string) {
-		fs, why := s.examine(p, o, member)
+// not hide the others. The error is that the process may load none.
+func (s *Spec) examineAll(o *Ops, l *layout, r *Report) error {
+	add := func(p *ebpf.ProgramSpec, name, member string) error {
+		fs, err := s.examine(p)
+		var forbidden *PermissionError
+		if errors.As(err, &forbidden) {
+			return err
+		}
 		for i := range fs {
-			fs[i].Program, fs[i].Section, fs[i].Member, fs[i].Loads = name, p.SectionName, member, why == nil
+			fs[i].Program, fs[i].Section, fs[i].Member, fs[i].Loads = name, p.SectionName, member, err == nil
 		}
 		r.Functions = append(r.Functions, fs...)
-		if why != nil {
+		if err != nil {
+			why := s.programReason(err, p, o, member)
 			why.Program, why.Member = name, member
-			r.Why = append(r.Why, *why)
+			r.Why = append(r.Why, why)
 		}
+		return nil
 	}
 	for _, member := range slices.Sorted(maps.Keys(o.Programs)) {
 		name := o.Programs[member]
@@ -168,37 +179,46 @@ func (s *Spec) examineAll(o *Ops, l *layout, r *Report) {
 			r.Why = append(r.Why, Reason{Kind: MemberUnknown, What: member, Program: name, Member: member})
 			continue
 		}
-		if s.coll.Programs[name] != nil {
-			add(s.program(name, member), name, member)
+		if s.coll.Programs[name] == nil {
+			continue // Load will say it, as of those below
+		}
+		if err := add(s.program(name, member), name, member); err != nil {
+			return err
 		}
 	}
 	for _, name := range s.tailCalled() {
 		p, err := s.tailProgram(name, l)
 		if err != nil {
-			continue // Load has said it
+			continue
 		}
 		_, member, _ := strings.Cut(p.AttachTo, ":")
-		add(p, name, member)
+		if err := add(p, name, member); err != nil {
+			return err
+		}
 	}
+	return nil
 }
 
+// maxLogged is for how many processed instructions a log is asked for. That of a
+// program that is refused after a million takes hundreds of megabytes.
+const maxLogged = 100_000
+
 // examine loads a program and describes it.
-func (s *Spec) examine(p *ebpf.ProgramSpec, o *Ops, member string) ([]Function, *Reason) {
-	// The branch log of a program of a million instructions fills hundreds of
-	// megabytes before it is thrown away, so it is asked for only after a refusal.
-	prog, err := s.loadAlone(p, ebpf.LogLevelStats)
+func (s *Spec) examine(p *ebpf.ProgramSpec) ([]Function, error) {
+	entry := Function{Name: p.Name, Kind: EntryFunction}
+	prog, err := s.loadAlone(p, ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats})
 	var ve *ebpf.VerifierError
 	if errors.As(err, &ve) {
-		prog, err = s.loadAlone(p, ebpf.LogLevelBranch|ebpf.LogLevelStats)
-	}
-	entry := Function{Name: p.Name, Kind: EntryFunction}
-	if err != nil {
-		if errors.As(err, &ve) {
-			if st, ok := parseStats(ve.Log); ok {
-				entry.Processed, entry.States, entry.PeakStates, entry.MaxStatesPerInsn = &st.processed, &st.states, &st.peak, &st.maxPerInsn
-			}
+		st, ok := parseStats(ve.Log)
+		if ok {
+			entry.Processed, entry.States, entry.PeakStates, entry.MaxStatesPerInsn = &st.processed, &st.states, &st.peak, &st.maxPerInsn
 		}
-		return []Function{entry}, s.programReason(err, p, o, member)
+		if !ok || st.processed <= maxLogged {
+			prog, err = s.loadAlone(p, ebpf.ProgramOptions{LogLevel: ebpf.LogLevelBranch, LogSizeStart: 8 << 20})
+		}
+	}
+	if err != nil {
+		return []Function{entry}, err
 	}
 	defer prog.Close()
 	fs := functions(prog, entry)
@@ -213,7 +233,7 @@ func (s *Spec) examine(p *ebpf.ProgramSpec, o *Ops, member string) ([]Function, 
 }
 
 // loadAlone loads one program, with the maps of the object.
-func (s *Spec) loadAlone(p *ebpf.ProgramSpec, level ebpf.LogLevel) (*ebpf.Program, error) {
+func (s *Spec) loadAlone(p *ebpf.ProgramSpec, opt ebpf.ProgramOptions) (*ebpf.Program, error) {
 	coll, err := s.collection()
 	if err != nil {
 		return nil, err
@@ -225,8 +245,7 @@ func (s *Spec) loadAlone(p *ebpf.ProgramSpec, level ebpf.LogLevel) (*ebpf.Progra
 		}
 	}
 	coll.Programs[p.Name] = p
-	opts := ebpf.CollectionOptions{Cache: kernelTypes(), Programs: ebpf.ProgramOptions{LogLevel: level}}
-	loaded, err := ebpf.NewCollectionWithOptions(coll, opts)
+	loaded, err := ebpf.NewCollectionWithOptions(coll, ebpf.CollectionOptions{Cache: kernelTypes(), Programs: opt})
 	if err != nil {
 		return nil, permission("", err, loading...)
 	}
@@ -275,7 +294,7 @@ func functions(prog *ebpf.Program, entry Function) []Function {
 // with an instruction at the function's beginning that is refused at once: what it
 // has cost until then is the cost of the functions before, for of a global
 // function its callers see no more than its type. (The log of every instruction
-// would tell as well, but not the states, and it may fill hundreds of megabytes.)
+// would tell as well, but not the states, and it may be very large.)
 func (s *Spec) share(p *ebpf.ProgramSpec, fs []Function, total stats) {
 	type begin struct {
 		f *Function
@@ -294,7 +313,7 @@ func (s *Spec) share(p *ebpf.ProgramSpec, fs []Function, total stats) {
 			if poisoned == nil {
 				return
 			}
-			prog, err := s.loadAlone(poisoned, ebpf.LogLevelStats)
+			prog, err := s.loadAlone(poisoned, ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats})
 			if err == nil {
 				prog.Close()
 				return // it is not verified at all, nobody calls it

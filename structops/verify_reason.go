@@ -124,7 +124,7 @@ var libraryKfunc = regexp.MustCompile(`kfunc "([^"]+)": (.*)`)
 
 // programReason is the reason for which a program, made for a member, does not
 // load.
-func (s *Spec) programReason(err error, p *ebpf.ProgramSpec, o *Ops, member string) *Reason {
+func (s *Spec) programReason(err error, p *ebpf.ProgramSpec, o *Ops, member string) Reason {
 	var ve *ebpf.VerifierError
 	if !errors.As(err, &ve) {
 		r := generalReason(err)
@@ -134,10 +134,10 @@ func (s *Spec) programReason(err error, p *ebpf.ProgramSpec, o *Ops, member stri
 				r.Kind, r.Detail = FunctionMissing, ""
 			}
 		}
-		return &r
+		return r
 	}
 	log := parseRefusal(ve.Log)
-	r := &Reason{Kind: VerifierRefusal, Detail: log.reason, Source: log.source, Log: ve.Log}
+	r := Reason{Kind: VerifierRefusal, Detail: log.reason, Source: log.source, Log: ve.Log}
 	if r.Detail == "" {
 		r.Detail = ve.Cause.Error()
 	}

@@ -143,6 +143,7 @@ func verifyOn(ctx context.Context, a *app, what, mapName string, kernels []strin
 	if err != nil {
 		return nil, fmt.Errorf("verify %q: %w", what, err)
 	}
+	a.warn(spec.Warnings)
 
 	slots := make(chan struct{}, runtime.NumCPU())
 	var wg sync.WaitGroup
@@ -151,9 +152,9 @@ func verifyOn(ctx context.Context, a *app, what, mapName string, kernels []strin
 			continue
 		}
 		slots <- struct{}{}
+		a.sayv("booting %s", d.Release)
 		wg.Go(func() {
 			defer func() { <-slots }()
-			a.sayv("booting %s", d.Release)
 			if err := d.inGuest(ctx, guests[d], obj, mapName, log); err != nil {
 				d.Error = err.Error()
 			}
@@ -171,7 +172,10 @@ func verifyOn(ctx context.Context, a *app, what, mapName string, kernels []strin
 	for _, d := range v.Kernels {
 		v.Loads = v.Loads && d.Loads
 	}
-	return v, ctx.Err()
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("verify %q: interrupted", what)
+	}
+	return v, nil
 }
 
 // refuse is the verdict on an object that no kernel takes.

@@ -128,6 +128,15 @@ STRUCT_OPS(void, so_turns, struct sock *, sk)
 }
 BREAKER(so_loop, init, (void *)so_turns);
 
+STRUCT_OPS(void, so_counts, struct sock *, sk)
+{
+	volatile __u32 n = 0;
+
+	for (__u32 i = 0; i < 3000000; i++)
+		n++;
+}
+BREAKER(so_long, init, (void *)so_counts);
+
 __noinline __u32 so_outside(__u32 i)
 {
 	volatile __u64 x[2] = {};
