@@ -11,6 +11,9 @@
 //	link, err := obj.Attach("")            // the name is in tcp_available_congestion_control
 //	err = link.Pin("/sys/fs/bpf/x")        // it outlives the process
 //
+// Spec.Verify goes as far as Load and says what the kernel made of each function,
+// and why it refuses what it refuses.
+//
 // # Lifetimes
 //
 // A Spec is a value: it can be loaded many times. An Object holds programs and

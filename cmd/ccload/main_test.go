@@ -18,6 +18,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"ccload/harness/vm"
 	"ccload/internal/kerneltest"
 	"ccload/registry"
 
@@ -30,6 +31,9 @@ import (
 var update = flag.Bool("update", false, "write the golden parts of testdata/*.txtar anew")
 
 func TestMain(m *testing.M) {
+	if vm.Inside() {
+		main() // a guest that a test has booted
+	}
 	testscript.Main(m, map[string]func(){
 		"ccload": main,
 		"nobody": asNobody,
