@@ -23,7 +23,7 @@ type Reason struct {
 	Function string     `json:"function,omitempty"` // of the program, in which it was refused
 	Detail   string     `json:"detail,omitempty"`   // in one line, the kernel's words where there are any
 	Source   string     `json:"source,omitempty"`   // line of C, where the log tells it
-	Log      []string   `json:"log,omitempty"`      // the verifier's
+	Log      []string   `json:"log,omitempty"`      // the verifier's; only its end where that is after more than 100,000 instructions
 }
 
 // ReasonKind is a sort of reason.

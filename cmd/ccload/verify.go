@@ -93,7 +93,7 @@ each of its callers, which have its costs.`,
 	})
 	f := cmd.Flags()
 	f.StringVar(&mapName, "map", "", "which (`M`) of several congestion controls in the file, by its variable (default all)")
-	f.StringSliceVar(&kernels, "kernel", nil, "`KERNEL[,KERNEL…]`: host, a name of ccload kernels, or a path of a vmlinuz (default host)")
+	f.StringSliceVar(&kernels, "kernel", nil, "ask these `K,…` instead of the running one: host, a name of ccload kernels, or a path of a vmlinuz")
 	f.BoolVar(&log, "log", false, "print the verifier's whole log of what it refuses")
 	cmd.RegisterFlagCompletionFunc("map", cobra.NoFileCompletions)
 	cmd.RegisterFlagCompletionFunc("kernel", kernelList)
