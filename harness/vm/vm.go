@@ -15,16 +15,20 @@ package vm
 import (
 	"bytes"
 	"context"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // qemu is the program, of the package qemu-system-x86.
@@ -66,14 +70,14 @@ var (
 // CrashError says that the guest ended without having said that it was done.
 type CrashError struct {
 	Why string // what the kernel's log says, or that it just ended
-	Log string // the last lines of the kernel's log
+	Log string // the lines of the kernel's log that tell, or the last
 }
 
 func (e *CrashError) Error() string {
 	if e.Log == "" {
 		return "guest: " + e.Why
 	}
-	return "guest: " + e.Why + "; the last lines of its log:\n" + e.Log
+	return "guest: " + e.Why + "; from its log:\n" + e.Log
 }
 
 // Run boots the guest, passes on what it writes and returns the exit status of
@@ -100,14 +104,16 @@ func (g *Guest) run(ctx context.Context, path string, kvm bool, stdout, stderr, 
 		return 0, err
 	}
 	defer initrd.Close()
-	port, portGuest, err := os.Pipe()
+	// Files, not pipes: a full pipe would answer the guest at a moment that depends on
+	// how busy the host is.
+	port, err := memory("port", strings.NewReader(""))
 	if err != nil {
 		return 0, fmt.Errorf("guest: %w", err)
 	}
 	defer port.Close()
-	log, logGuest, err := os.Pipe()
+	log, err := memory("console", strings.NewReader(""))
 	if err != nil {
-		return 0, errors.Join(fmt.Errorf("guest: %w", err), portGuest.Close())
+		return 0, fmt.Errorf("guest: %w", err)
 	}
 	defer log.Close()
 
@@ -120,7 +126,7 @@ func (g *Guest) run(ctx context.Context, path string, kvm bool, stdout, stderr, 
 	watchdog := time.AfterFunc(patience, func() { cancel(errHangs) })
 	defer watchdog.Stop()
 
-	files := []*os.File{initrd, portGuest, logGuest}
+	files := []*os.File{initrd, port, log}
 	image := g.Kernel.Image
 	if f := g.Kernel.boots(); f != nil {
 		files, image = append(files, f), "/dev/fd/6"
@@ -135,13 +141,15 @@ func (g *Guest) run(ctx context.Context, path string, kvm bool, stdout, stderr, 
 	// The signal is sent when the thread that started QEMU ends, so that thread has to stay.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	err = cmd.Start()
-	portGuest.Close()
-	logGuest.Close()
-	if err != nil {
+	if err := cmd.Start(); err != nil {
 		return 0, fmt.Errorf("start %s: %w", qemu, err)
 	}
-
+	over := make(chan struct{})
+	var waitErr error
+	go func() {
+		waitErr = cmd.Wait()
+		close(over)
+	}()
 	var tail tail
 	var readers sync.WaitGroup
 	readers.Go(func() {
@@ -149,14 +157,13 @@ func (g *Guest) run(ctx context.Context, path string, kvm bool, stdout, stderr, 
 		if console != nil {
 			w = io.MultiWriter(&tail, console)
 		}
-		io.Copy(w, log)
+		io.Copy(w, &follower{file: log, over: over})
 	})
-	status, done, failure := g.demux(port, stdout, stderr, func() { watchdog.Reset(patience) })
+	status, done, failure := g.demux(&follower{file: port, over: over}, stdout, stderr, func() { watchdog.Reset(patience) })
 	if failure != nil {
 		cancel(failure)
 	}
-	io.Copy(io.Discard, port)
-	waitErr := cmd.Wait()
+	<-over
 	readers.Wait()
 	switch cause := context.Cause(ctx); {
 	case done:
@@ -164,7 +171,7 @@ func (g *Guest) run(ctx context.Context, path string, kvm bool, stdout, stderr, 
 	case failure != nil:
 		return 0, fmt.Errorf("guest: %w", failure)
 	case cause == errHangs:
-		return 0, &CrashError{fmt.Sprintf("%v for %v", errHangs, patience), tail.lines()}
+		return 0, &CrashError{fmt.Sprintf("%v for %v", errHangs, patience), tail.lines("")}
 	case cause != nil:
 		return 0, cause
 	case waitErr != nil && complaints.Len() > 0:
@@ -247,6 +254,9 @@ func (g *Guest) initrd() (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("guest: %w", err)
 	}
+	if err := static(binary); err != nil {
+		return nil, fmt.Errorf("guest: program %q: %w", g.Binary, err)
+	}
 	limit := g.Limit
 	if limit == 0 {
 		limit = time.Hour
@@ -283,11 +293,25 @@ func (g *Guest) initrd() (*os.File, error) {
 	return f, nil
 }
 
+// static says whether a program can run where there is nothing but itself.
+func static(program []byte) error {
+	f, err := elf.NewFile(bytes.NewReader(program))
+	if err != nil {
+		return err
+	}
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return errors.New("not static: it has to be built with CGO_ENABLED=0")
+		}
+	}
+	return nil
+}
+
 // tail keeps the end of the kernel's log.
 type tail struct{ b []byte }
 
 const (
-	tailSize  = 16 << 10
+	tailSize  = 64 << 10
 	tailLines = 20
 )
 
@@ -299,16 +323,20 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// lines are the last of the log.
-func (t *tail) lines() string {
+// lines are the log's from where a sign stands on, or its last.
+func (t *tail) lines(sign string) string {
 	s := strings.TrimSpace(strings.ReplaceAll(string(t.b), "\r", ""))
 	lines := strings.Split(s, "\n")
-	return strings.Join(lines[max(0, len(lines)-tailLines):], "\n")
+	from := max(0, len(lines)-tailLines)
+	if i := slices.IndexFunc(lines, func(l string) bool { return strings.Contains(l, sign) }); sign != "" {
+		from = min(from, max(0, i-1)) // the line before it often tells, too
+	}
+	return strings.Join(lines[from:min(len(lines), from+tailLines)], "\n")
 }
 
 // crash says why a guest ended that was not done.
 func (t *tail) crash(wait error) error {
-	why := "it ended before it was done"
+	why, at := "it ended before it was done", ""
 	for _, sign := range []struct{ in, means string }{
 		{"init: not done", "it took too long"},
 		{"Out of memory", "out of memory"},
@@ -319,12 +347,46 @@ func (t *tail) crash(wait error) error {
 		{"Kernel panic", "the kernel panicked"},
 	} {
 		if bytes.Contains(t.b, []byte(sign.in)) {
-			why = sign.means
+			why, at = sign.means, sign.in
 			break
 		}
 	}
 	if wait != nil {
 		why += " (" + wait.Error() + ")"
 	}
-	return &CrashError{why, t.lines()}
+	return &CrashError{why, t.lines(at)}
+}
+
+// follower reads a file that grows until its writer is over. What it has read it
+// gives back.
+type follower struct {
+	file   *os.File // in memory
+	over   <-chan struct{}
+	at     int64
+	behind int64 // given back up to here
+}
+
+// glance is how often a follower looks.
+const glance = 5 * time.Millisecond
+
+func (f *follower) Read(p []byte) (int, error) {
+	for last := false; ; {
+		n, err := f.file.ReadAt(p, f.at)
+		f.at += int64(n)
+		if f.at-f.behind > 1<<20 {
+			unix.Fallocate(int(f.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, f.behind, f.at-f.behind)
+			f.behind = f.at
+		}
+		if n > 0 {
+			return n, nil
+		}
+		if err != io.EOF || last {
+			return 0, err
+		}
+		select {
+		case <-f.over:
+			last = true
+		case <-time.After(glance):
+		}
+	}
 }

@@ -5,49 +5,319 @@ package vm
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ccload/harness"
+	"ccload/harness/trace"
 )
 
 func TestMain(m *testing.M) {
 	if Inside() {
-		Init(guest)
+		Init(inGuest)
 	}
 	os.Exit(m.Run())
 }
 
-// guest is what the tests run inside.
-func guest(args []string, stdout, stderr io.Writer) int {
+const experimentFile = "/experiment.json"
+
+// inGuest is what the tests run inside.
+func inGuest(args []string, stdout, stderr io.Writer) int {
 	switch args[0] {
 	case "uname":
 		var u unix.Utsname
 		unix.Uname(&u)
 		fmt.Fprintln(stdout, unix.ByteSliceToString(u.Release[:]))
+		fmt.Fprint(stderr, strings.Join(args[1:], ","))
 		return 7
+	case "big":
+		stdout.Write(pattern(3 << 20))
 	case "panic":
 		os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0)
+	case "memory":
+		for hog := [][]byte{}; ; {
+			b := make([]byte, 16<<20)
+			for i := 0; i < len(b); i += 4096 {
+				b[i] = 1
+			}
+			hog = append(hog, b)
+		}
+	case "sleep":
+		fmt.Fprintln(stdout, "asleep")
+		select {}
+	case "wait":
+		fmt.Fprintln(stdout, "waiting")
+		for {
+			unix.RawSyscall(unix.SYS_GETPID, 0, 0, 0)
+		}
+	case "run":
+		var e trace.Experiment
+		b, err := os.ReadFile(experimentFile)
+		if err == nil {
+			err = json.Unmarshal(b, &e)
+		}
+		if err == nil {
+			results := &Results{}
+			_, err = harness.Run(context.Background(), e, harness.Options{Sink: results, Progress: results.Progress})
+		}
+		if err != nil {
+			fmt.Fprintln(stderr, err)
+			return 1
+		}
 	}
 	return 0
 }
 
-func TestUname(t *testing.T) {
-	k, err := OpenKernel(os.Getenv("CCLOAD_KERNEL"))
+func pattern(n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(i*7 + i>>8)
+	}
+	return b
+}
+
+// newGuest is one with this test program as its init.
+func newGuest(t *testing.T, args ...string) *Guest {
+	t.Helper()
+	return &Guest{Kernel: testKernel(t, "debian-6.12"), Binary: testBinary(t), Args: args}
+}
+
+func TestRun(t *testing.T) {
+	var out, errs, console bytes.Buffer
+	g := newGuest(t, "uname", "a b", "c")
+	status, err := g.Run(t.Context(), &out, &errs, &console)
+	if err != nil || status != 7 || out.String() != g.Kernel.Release+"\n" || errs.String() != "a b,c" {
+		t.Errorf("status %d, %v, %q, %q\n%s", status, err, out.String(), errs.String(), console.String())
+	}
+}
+
+func TestOutput(t *testing.T) {
+	var out bytes.Buffer
+	status, err := newGuest(t, "big").Run(t.Context(), &out, io.Discard, nil)
+	if err != nil || status != 0 || !bytes.Equal(out.Bytes(), pattern(3<<20)) {
+		t.Errorf("status %d, %v, %d bytes", status, err, out.Len())
+	}
+}
+
+// However a guest fails, it ends, and the error says why.
+func TestFailures(t *testing.T) {
+	for _, c := range []struct {
+		do, why, log string
+		guest        func(*Guest)
+	}{
+		{do: "panic", why: "the kernel panicked", log: "sysrq triggered crash"},
+		{do: "memory", why: "out of memory", log: "deadlocked on memory"},
+		{do: "sleep", why: "it took too long", log: "not done after 5s", guest: func(g *Guest) { g.Limit = 5 * time.Second }},
+	} {
+		t.Run(c.do, func(t *testing.T) {
+			t.Parallel()
+			g := newGuest(t, c.do)
+			if c.guest != nil {
+				c.guest(g)
+			}
+			_, err := g.Run(t.Context(), io.Discard, io.Discard, nil)
+			crash, ok := errors.AsType[*CrashError](err)
+			if !ok || !strings.Contains(crash.Why, c.why) || !strings.Contains(crash.Log, c.log) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// watched cancels a context, or does something else, when the guest has written.
+type watched struct{ then func() }
+
+func (w watched) Write(p []byte) (int, error) { w.then(); return len(p), nil }
+
+// children are the processes that this one has started and that still run.
+func children(t *testing.T) (pids []int) {
+	t.Helper()
+	tasks, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range tasks {
+		b, _ := os.ReadFile(f)
+		for p := range strings.FieldsSeq(string(b)) {
+			pid, err := strconv.Atoi(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+func TestCancelled(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := newGuest(t, "wait").Run(ctx, watched{cancel}, io.Discard, nil)
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if pids := children(t); len(pids) != 0 {
+		t.Errorf("processes %v are still there", pids)
+	}
+}
+
+func TestKilled(t *testing.T) {
+	_, err := newGuest(t, "wait").Run(t.Context(), watched{func() {
+		for _, pid := range children(t) {
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}}, io.Discard, nil)
+	if crash, ok := errors.AsType[*CrashError](err); !ok || !strings.Contains(crash.Why, "signal: killed") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A guest that gives no sign of life is ended, whatever keeps it.
+func TestHangs(t *testing.T) {
+	g := newGuest(t, "wait")
+	g.Patience = 15 * time.Second // and a boot may take no longer
+	_, err := g.Run(t.Context(), watched{func() {
+		for _, pid := range children(t) {
+			syscall.Kill(pid, syscall.SIGSTOP)
+		}
+	}}, io.Discard, nil)
+	if crash, ok := errors.AsType[*CrashError](err); !ok || crash.Why != "it hangs: no sign of life for 15s" {
+		t.Errorf("got %v", err)
+	}
+	if pids := children(t); len(pids) != 0 {
+		t.Errorf("processes %v are still there", pids)
+	}
+}
+
+// experiment is one for the guest, on cubic.
+func experiment(t *testing.T, loss float64, seed uint64) (*Guest, trace.Experiment) {
+	t.Helper()
+	e, err := harness.Defaults(trace.Experiment{
+		Name: "test", Duration: 2, Seed: seed, PerAck: true, Flows: []trace.Flow{{CC: "cubic"}, {CC: "reno", Start: 0.5}},
+		Link: trace.Link{Kind: "userspace", Rate: 10e6, RTT: 0.02, BufferBDP: 1, Loss: trace.Loss{Probability: loss}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := json.Marshal(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := newGuest(t, "run")
+	g.Modules, g.Files, g.Seed = []string{"tun", "inet_diag", "tcp_diag"}, map[string][]byte{experimentFile: b}, uint32(seed)
+	return g, e
+}
+
+// The same binary, kernel, experiment and seed give the same bytes, however busy
+// the host is; another seed gives others.
+func TestDeterminism(t *testing.T) {
+	type sums struct{ samples, link [32]byte }
+	measure := func(seed uint64) (s sums) {
+		g, e := experiment(t, 0.005, seed)
+		dir := filepath.Join(t.TempDir(), "result")
+		r, err := g.Experiment(t.Context(), e, harness.Options{Dir: dir}, os.Stderr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !r.VirtualTime || r.Kernel != g.Kernel.Release || r.Dir != dir || r.Sampling.Ack < 300 || r.Bottleneck.Losses == 0 {
+			t.Errorf("%+v", r)
+		}
+		if _, err := trace.Open(dir); err != nil {
+			t.Error(err)
+		}
+		for _, f := range []struct {
+			name string
+			sum  *[32]byte
+		}{{"samples.parquet", &s.samples}, {"link.parquet", &s.link}} {
+			b, err := os.ReadFile(filepath.Join(dir, f.name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			*f.sum = sha256.Sum256(b)
+		}
+		return s
+	}
+	quiet := measure(1)
+	load := make(chan struct{})
+	defer close(load)
+	for range 2 {
+		go func() {
+			for {
+				select {
+				case <-load:
+					return
+				default:
+				}
+			}
+		}()
+	}
+	if busy := measure(1); busy != quiet {
+		t.Error("the same seed gave other bytes on a busy host")
+	}
+	if other := measure(2); other.samples == quiet.samples || other.link == quiet.link {
+		t.Error("another seed gave the same bytes")
+	}
+}
+
+// What was measured until a guest was ended is kept, and marked.
+func TestIncomplete(t *testing.T) {
+	g, e := experiment(t, 0, 1)
+	dir := filepath.Join(t.TempDir(), "result")
+	ctx, cancel := context.WithCancel(t.Context())
+	r, err := g.Experiment(ctx, e, harness.Options{Dir: dir, Progress: func(elapsed, _ time.Duration) {
+		if elapsed > time.Second {
+			cancel()
+		}
+	}}, io.Discard)
+	if !errors.Is(err, context.Canceled) || r == nil || !r.Incomplete {
+		t.Fatalf("got %+v, %v", r, err)
+	}
+	res, err := trace.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !res.Run.Incomplete || len(res.Samples) < 100 || len(res.Links) < 100 {
+		t.Errorf("%d samples, %d states of the link, %+v", len(res.Samples), len(res.Links), res.Run)
+	}
+	if last := res.Samples[len(res.Samples)-1].Time; last < 0.9 || last > 1.9 {
+		t.Errorf("the samples end at %g s", last)
+	}
+}
+
+func TestBadBinary(t *testing.T) {
+	g := newGuest(t)
+	dynamic := filepath.Join(t.TempDir(), "dynamic")
+	sh, err := exec.LookPath("sh")
 	if err != nil {
 		t.Skip(err)
 	}
-	self, _ := os.Executable()
-	var out, errs, console bytes.Buffer
-	g := &Guest{Kernel: k, Binary: self, Args: []string{"uname"}, Modules: []string{"tun"}}
-	status, err := g.Run(context.Background(), &out, &errs, &console)
-	if err != nil || status != 7 || strings.TrimSpace(out.String()) != k.Release {
-		t.Fatalf("%d, %v, %q %q\n%s", status, err, out.String(), errs.String(), console.String())
+	b, err := os.ReadFile(sh)
+	if err != nil {
+		t.Fatal(err)
 	}
-	g.Args = []string{"panic"}
-	_, err = g.Run(context.Background(), &out, &errs, &console)
-	t.Log(err)
+	os.WriteFile(dynamic, b, 0o755)
+	g.Binary = dynamic
+	if _, err := g.Run(t.Context(), io.Discard, io.Discard, nil); err == nil || !strings.Contains(err.Error(), "not static") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestNoQEMU(t *testing.T) {
+	g := newGuest(t, "uname")
+	t.Setenv("PATH", t.TempDir())
+	if _, err := g.Run(t.Context(), io.Discard, io.Discard, nil); !errors.Is(err, ErrNoQEMU) {
+		t.Errorf("got %v", err)
+	}
 }
