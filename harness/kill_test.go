@@ -18,13 +18,16 @@ import (
 	"ccload/internal/netns"
 )
 
-// childDir tells the test binary that it is the child of TestKill, and where its
-// results go.
-const childDir = "CCLOAD_TEST_KILL"
+// childDir tells the test binary that it is the child of a test that kills it, and
+// where its results go; childKind, what its link is to be.
+const (
+	childDir  = "CCLOAD_TEST_KILL"
+	childKind = "CCLOAD_TEST_KILL_KIND"
+)
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childDir); dir != "" {
-		e := trace.Experiment{Link: trace.Link{Rate: 20e6, RTT: 0.02}, Flows: flows("cubic"), Duration: 60, PerAck: true}
+		e := trace.Experiment{Link: trace.Link{Kind: os.Getenv(childKind), Rate: 20e6, RTT: 0.02}, Flows: flows("cubic"), Duration: 60, PerAck: true}
 		_, err := Run(context.Background(), e, Options{Dir: dir})
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -36,33 +39,8 @@ func TestMain(m *testing.M) {
 // namespace, and its results say that they are not whole.
 func TestKill(t *testing.T) {
 	kerneltest.Privileged(t)
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := filepath.Join(t.TempDir(), "result")
-	cmd := exec.Command(exe)
-	cmd.Env = append(os.Environ(), childDir+"="+dir)
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer cmd.Process.Kill()
-
-	// The child's namespaces, by its descriptors, once it sends.
-	deadline := time.Now().Add(20 * time.Second)
-	for {
-		if _, err := os.Stat(dir); err == nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the child does not begin")
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	time.Sleep(300 * time.Millisecond)
-	children := map[string]*netns.NS{}
+	cmd, dir := child(t, "")
+	children := map[string]*netns.NS{} // by the child's descriptors
 	for path := range descriptors(t, cmd.Process.Pid) {
 		ns, err := netns.Open(path)
 		if err != nil {
@@ -107,6 +85,37 @@ func TestKill(t *testing.T) {
 	if _, err := trace.Open(dir); err == nil || !strings.Contains(err.Error(), "the run did not end") {
 		t.Errorf("the results of a killed run: %v", err)
 	}
+}
+
+// child starts a run in a process of its own and returns once it sends.
+func child(t *testing.T, kind string) (cmd *exec.Cmd, dir string) {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir = filepath.Join(t.TempDir(), "result")
+	cmd = exec.Command(exe)
+	cmd.Env = append(os.Environ(), childDir+"="+dir, childKind+"="+kind)
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		if _, err := os.Stat(dir); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the child does not begin")
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	time.Sleep(300 * time.Millisecond)
+	return cmd, dir
 }
 
 // descriptors finds a process's open network namespaces, a path for each.

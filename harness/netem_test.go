@@ -6,11 +6,14 @@ import (
 	"math"
 	"os"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"ccload/harness/link"
 	"ccload/harness/trace"
 	"ccload/internal/kerneltest"
+	"ccload/internal/netns"
 )
 
 // On one scenario both kinds of link give the same mean window within 3 %, the
@@ -71,5 +74,48 @@ func TestAuto(t *testing.T) {
 	r := run(t, e, Options{}).Run
 	if !slices.Contains([]string{link.Userspace, link.Netem}, r.Link.Kind) || r.Link.Kind != r.Experiment.Link.Kind || r.Link.Why == "" {
 		t.Errorf("kind %q, of %q, for %q", r.Link.Kind, r.Experiment.Link.Kind, r.Link.Why)
+	}
+}
+
+// With a link of netem, what is left of a killed process is nothing as well. We
+// hold on to one end: the device there must go because the router does, which
+// nothing but the process has held.
+func TestKillNetem(t *testing.T) {
+	kerneltest.Privileged(t)
+	if err := link.HasNetem(); err != nil {
+		t.Skip(err)
+	}
+	cmd, _ := child(t, link.Netem)
+	var end *netns.NS
+	n := 0
+	for path := range descriptors(t, cmd.Process.Pid) {
+		ns, err := netns.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch strings.Count(devices(t, ns), "cc") {
+		case 1:
+			n++
+			if end == nil {
+				end = ns
+				defer ns.Close()
+				continue
+			}
+		case 2:
+			n++
+		}
+		ns.Close()
+	}
+	if n != 3 || end == nil {
+		t.Fatalf("the child has %d namespaces with devices of ours, want 3", n)
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	deadline := time.Now().Add(20 * time.Second)
+	for strings.Contains(devices(t, end), "cc") {
+		if time.Now().After(deadline) {
+			t.Fatalf("the device is still there: %s", devices(t, end))
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }
