@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"ccload/cc"
+	"ccload/harness/vm"
 	"ccload/registry"
 
 	"github.com/spf13/cobra"
@@ -50,13 +51,18 @@ func nameList(_ *cobra.Command, _ []string, typed string) ([]cobra.Completion, c
 }
 
 // kernelList completes the last of a comma-separated list of kernels: the running
-// one, or a file.
-func kernelList(_ *cobra.Command, _ []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+// one, one that has a name, or a file.
+func kernelList(_ *cobra.Command, _ []string, typed string) (names []cobra.Completion, _ cobra.ShellCompDirective) {
 	before := typed[:strings.LastIndexByte(typed, ',')+1]
-	if rest := typed[len(before):]; strings.HasPrefix(host, rest) && !slices.Contains(strings.Split(before, ","), host) {
-		return []string{before + host}, cobra.ShellCompDirectiveNoSpace
+	for _, name := range append(vm.Names(), host) {
+		if strings.HasPrefix(name, typed[len(before):]) && !slices.Contains(strings.Split(before, ","), name) {
+			names = append(names, before+name)
+		}
 	}
-	return nil, cobra.ShellCompDirectiveDefault
+	if names == nil {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	return names, cobra.ShellCompDirectiveNoSpace
 }
 
 // objects completes what can be registered: the catalogue, and object files.

@@ -154,7 +154,7 @@ func objectFiles(paths []string) (map[string][]byte, error) {
 // openKernels finds the guests' kernels.
 func (f *runFlags) openKernels() (kernels []*vm.Kernel, err error) {
 	for _, name := range f.kernels {
-		k, err := vm.OpenKernel(name)
+		k, err := vm.FindKernel(name)
 		if err != nil {
 			return nil, err
 		}

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 
 	"ccload/cc"
+	"ccload/harness/vm"
 	"ccload/registry"
 	"ccload/structops"
 )
@@ -31,6 +32,12 @@ func hint(err error) string {
 	}
 	if e, ok := errors.AsType[*registry.KindError](err); ok && e.Kind == registry.Module {
 		return "rmmod " + e.Module
+	}
+	if e, ok := errors.AsType[*vm.NotPulledError](err); ok {
+		return "ccload kernels pull " + e.Name
+	}
+	if e, ok := errors.AsType[*vm.UnknownKernelError](err); ok {
+		return didYouMean(registry.Nearest(e.Name, vm.Names()), "the path of any vmlinuz will do, too")
 	}
 	if _, ok := errors.AsType[*registry.InUseError](err); ok {
 		return "--reset TO gives them another default first"

@@ -73,6 +73,7 @@ directory of results for each run is left behind.`,
 	fl.StringArrayVar(&f.objects, "object", nil, "`FILE.o` with a congestion control for the guests; may be repeated")
 	cmd.RegisterFlagCompletionFunc("cc", nameList)
 	cmd.RegisterFlagCompletionFunc("per-ack", cobra.FixedCompletions([]string{"auto", "on", "off"}, cobra.ShellCompDirectiveNoFileComp))
+	cmd.RegisterFlagCompletionFunc("vm", kernelList)
 	cmd.MarkFlagDirname("output")
 	return cmd
 }

@@ -126,7 +126,7 @@ func verifyOn(ctx context.Context, a *app, what, mapName string, kernels []strin
 			d.Release = unix.ByteSliceToString(u.Release[:])
 			continue
 		}
-		k, err := vm.OpenKernel(name)
+		k, err := vm.FindKernel(name)
 		if err != nil {
 			return nil, err
 		}

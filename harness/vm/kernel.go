@@ -28,9 +28,10 @@ type Kernel struct {
 	vmlinux unpacked
 }
 
-// OpenKernel examines a kernel image for x86-64. Its modules are looked for where
-// distributions unpack them: beside the image's directory, in
-// ../lib/modules/RELEASE, and in /lib/modules/RELEASE.
+// OpenKernel examines a kernel image for x86-64: that it is one and is whole, and,
+// where its configuration stands beside it (config-RELEASE), that it has what a
+// guest needs. Its modules are looked for where distributions unpack them: beside
+// the image's directory, in ../lib/modules/RELEASE, and in /lib/modules/RELEASE.
 func OpenKernel(image string) (*Kernel, error) {
 	f, err := os.Open(image)
 	if err != nil {
@@ -49,12 +50,55 @@ func OpenKernel(image string) (*Kernel, error) {
 			break
 		}
 	}
+	config, err := os.ReadFile(filepath.Join(filepath.Dir(image), "config-"+release))
+	if errors.Is(err, fs.ErrNotExist) {
+		return k, nil
+	}
+	if err == nil {
+		err = checkConfig(string(config), k.Modules != "")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("kernel %q: %w", image, err)
+	}
 	return k, nil
 }
 
+// needed is what a kernel has to be built with, and what for.
+var needed = []struct{ option, what string }{
+	{"BPF_SYSCALL", "BPF"},
+	{"BPF_JIT", "BPF's JIT compiler"},
+	{"DEBUG_INFO_BTF", "BTF"},
+	{"BLK_DEV_INITRD", "an initramfs"},
+	{"VIRTIO_PCI", "virtio over PCI"},
+	{"VIRTIO_CONSOLE", "the virtio console"},
+	{"SERIAL_8250_CONSOLE", "a console on a serial port"},
+}
+
+// checkConfig reads a kernel's configuration.
+func checkConfig(config string, modules bool) error {
+	set := map[string]string{}
+	for line := range strings.Lines(config) {
+		if option, value, ok := strings.Cut(strings.TrimSpace(line), "="); ok {
+			set[strings.TrimPrefix(option, "CONFIG_")] = value
+		}
+	}
+	for _, n := range needed {
+		switch set[n.option] {
+		case "y":
+		case "m":
+			if !modules {
+				return fmt.Errorf("%s is a module (CONFIG_%s=m), and its modules are not beside it", n.what, n.option)
+			}
+		default:
+			return fmt.Errorf("built without %s (CONFIG_%s)", n.what, n.option)
+		}
+	}
+	return nil
+}
+
 // parseRelease reads the release out of the boot protocol's header
-// (Documentation/arch/x86/boot.rst: "HdrS" at 0x202, kernel_version at 0x20e,
-// xloadflags at 0x236).
+// (Documentation/arch/x86/boot.rst: setup_sects at 0x1f1, syssize at 0x1f4, "HdrS"
+// at 0x202, kernel_version at 0x20e, xloadflags at 0x236).
 func parseRelease(r io.ReaderAt) (string, error) {
 	head := make([]byte, 0x264)
 	if _, err := r.ReadAt(head, 0); err != nil {
@@ -63,11 +107,18 @@ func parseRelease(r io.ReaderAt) (string, error) {
 	if bytes.HasPrefix(head, []byte(elf.ELFMAG)) {
 		return "", errors.New("an ELF vmlinux: the compressed vmlinuz is needed")
 	}
+	if string(head[0x38:0x3c]) == "ARM\x64" {
+		return "", errors.New("a kernel for arm64: one for x86-64 is needed")
+	}
 	if string(head[0x202:0x206]) != "HdrS" || binary.LittleEndian.Uint16(head[0x206:]) < 0x20c {
 		return "", errors.New("not a Linux kernel image for x86-64")
 	}
 	if head[0x236]&1 == 0 { // XLF_KERNEL_64
 		return "", errors.New("a 32-bit kernel: one for x86-64 is needed")
+	}
+	size := (int64(head[0x1f1])+1)*512 + int64(binary.LittleEndian.Uint32(head[0x1f4:]))*16
+	if n, err := r.ReadAt(make([]byte, 1), size-1); n == 0 {
+		return "", fmt.Errorf("truncated: it should have %d bytes (%w)", size, err)
 	}
 	version := make([]byte, 128)
 	n, err := r.ReadAt(version, int64(binary.LittleEndian.Uint16(head[0x20e:]))+0x200)
@@ -97,25 +148,25 @@ func (e *MissingModuleError) Error() string {
 
 // load reads the named modules and what they depend on, each after its
 // dependencies. Those that are built in are left out, and optional ones that
-// the kernel does not have. It does not need
-// modules.dep, which packages leave to depmod(8): a module tells its
-// dependencies itself.
+// the kernel does not have. It does not need modules.dep, which packages leave
+// to depmod(8): a module tells its dependencies itself.
 func (k *Kernel) load(names, optional []string) ([]module, error) {
+	if k.Modules == "" {
+		return nil, nil // then all that it has is built in
+	}
 	builtin, err := k.builtin()
 	if err != nil {
 		return nil, err
 	}
 	files := map[string]string{}
-	if k.Modules != "" {
-		err := filepath.WalkDir(filepath.Join(k.Modules, "kernel"), func(path string, d fs.DirEntry, err error) error {
-			if name, _, ok := strings.Cut(filepath.Base(path), ".ko"); ok {
-				files[canonical(name)] = path
-			}
-			return err
-		})
-		if err != nil {
-			return nil, fmt.Errorf("kernel %q: modules: %w", k.Release, err)
+	err = filepath.WalkDir(filepath.Join(k.Modules, "kernel"), func(path string, d fs.DirEntry, err error) error {
+		if name, _, ok := strings.Cut(filepath.Base(path), ".ko"); ok {
+			files[canonical(name)] = path
 		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("kernel %q: modules: %w", k.Release, err)
 	}
 	var out []module
 	done := map[string]bool{}
@@ -162,9 +213,6 @@ func (k *Kernel) load(names, optional []string) ([]module, error) {
 }
 
 func (k *Kernel) builtin() ([]string, error) {
-	if k.Modules == "" {
-		return nil, nil
-	}
 	b, err := os.ReadFile(filepath.Join(k.Modules, "modules.builtin"))
 	if err != nil {
 		return nil, fmt.Errorf("kernel %q: %w", k.Release, err)

@@ -59,13 +59,18 @@ type Guest struct {
 	results *received // of a run; see Experiment
 }
 
-// What to do when it is not installed is up to the distribution; on Debian the
-// package is qemu-system-x86.
-var (
-	// ErrNoQEMU says that QEMU is not installed.
-	ErrNoQEMU = errors.New("no " + qemu + ": install the package qemu-system-x86")
-	errHangs  = errors.New("it hangs: no sign of life")
-)
+// ErrNoQEMU says that QEMU is not installed.
+var ErrNoQEMU = errors.New("no " + qemu + ": install the package qemu-system-x86")
+
+var errHangs = errors.New("it hangs: no sign of life")
+
+// Available says whether guests can be run here: nil or ErrNoQEMU.
+func Available() error {
+	if _, err := exec.LookPath(qemu); err != nil {
+		return ErrNoQEMU
+	}
+	return nil
+}
 
 // CrashError says that the guest ended without having said that it was done.
 type CrashError struct {
@@ -85,9 +90,8 @@ func (e *CrashError) Error() string {
 // process, however that ends; nothing of it is kept on disk. console gets the
 // kernel's log; it may be nil.
 func (g *Guest) Run(ctx context.Context, stdout, stderr, console io.Writer) (status int, err error) {
-	path, err := exec.LookPath(qemu)
-	if err != nil {
-		return 0, ErrNoQEMU
+	if err := Available(); err != nil {
+		return 0, err
 	}
 	kvm := false
 	if g.RealTime {
@@ -95,10 +99,10 @@ func (g *Guest) Run(ctx context.Context, stdout, stderr, console io.Writer) (sta
 			return 0, err
 		}
 	}
-	return g.run(ctx, path, kvm, stdout, stderr, console)
+	return g.run(ctx, kvm, stdout, stderr, console)
 }
 
-func (g *Guest) run(ctx context.Context, path string, kvm bool, stdout, stderr, console io.Writer) (status int, err error) {
+func (g *Guest) run(ctx context.Context, kvm bool, stdout, stderr, console io.Writer) (status int, err error) {
 	initrd, err := g.initrd()
 	if err != nil {
 		return 0, err
@@ -128,10 +132,14 @@ func (g *Guest) run(ctx context.Context, path string, kvm bool, stdout, stderr, 
 
 	files := []*os.File{initrd, port, log}
 	image := g.Kernel.Image
-	if f := g.Kernel.boots(); f != nil {
-		files, image = append(files, f), "/dev/fd/6"
+	vmlinux, err := g.Kernel.boots()
+	if err != nil {
+		return 0, err
 	}
-	cmd := exec.CommandContext(ctx, path, append(g.options(kvm), "-kernel", image)...)
+	if vmlinux != nil {
+		files, image = append(files, vmlinux), "/dev/fd/6"
+	}
+	cmd := exec.CommandContext(ctx, qemu, append(g.options(kvm), "-kernel", image)...)
 	cmd.ExtraFiles = files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = time.Second
@@ -237,12 +245,8 @@ func (k *Kernel) kvmWorks(ctx context.Context, binary string) (bool, error) {
 			return
 		}
 		f.Close()
-		path, err := exec.LookPath(qemu)
-		if err != nil {
-			return
-		}
 		probe := &Guest{Kernel: k, Binary: binary, Args: []string{probeArg}, Patience: kvmPatience, RealTime: true}
-		status, err := probe.run(ctx, path, true, io.Discard, io.Discard, nil)
+		status, err := probe.run(ctx, true, io.Discard, io.Discard, nil)
 		kvm.works = err == nil && status == 0
 	})
 	return kvm.works, ctx.Err()

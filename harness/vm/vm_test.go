@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package vm
+package vm_test
 
 import (
 	"bytes"
@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -23,13 +24,19 @@ import (
 
 	"ccload/harness"
 	"ccload/harness/trace"
+	"ccload/harness/vm"
+	"ccload/internal/vmtest"
 )
 
 func TestMain(m *testing.M) {
-	if Inside() {
-		Init(inGuest)
+	if vm.Inside() {
+		vm.Init(inGuest)
 	}
-	os.Exit(m.Run())
+	status := m.Run()
+	if built.path != "" {
+		os.RemoveAll(filepath.Dir(built.path))
+	}
+	os.Exit(status)
 }
 
 const experimentFile = "/experiment.json"
@@ -70,7 +77,7 @@ func inGuest(args []string, stdout, stderr io.Writer) int {
 			err = json.Unmarshal(b, &e)
 		}
 		if err == nil {
-			results := &Results{}
+			results := &vm.Results{}
 			_, err = harness.Run(context.Background(), e, harness.Options{Sink: results, Progress: results.Progress})
 		}
 		if err != nil {
@@ -89,10 +96,37 @@ func pattern(n int) []byte {
 	return b
 }
 
+// program is this test program, as a guest can run it; it is built once.
+func program(t *testing.T) string {
+	built.Do(func() {
+		b, err := os.ReadFile(vmtest.Test(t, "ccload/harness/vm"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir, err := os.MkdirTemp("", "vm-test-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		built.path = filepath.Join(dir, "vm.test")
+		if err := os.WriteFile(built.path, b, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if built.path == "" {
+		t.Fatal("the test program could not be built")
+	}
+	return built.path
+}
+
+var built struct {
+	sync.Once
+	path string
+}
+
 // newGuest is one with this test program as its init.
-func newGuest(t *testing.T, args ...string) *Guest {
+func newGuest(t *testing.T, args ...string) *vm.Guest {
 	t.Helper()
-	return &Guest{Kernel: testKernel(t, "debian-6.12"), Binary: testBinary(t), Args: args}
+	return &vm.Guest{Kernel: vmtest.Kernel(t, "debian-6.12"), Binary: program(t), Args: args}
 }
 
 func TestRun(t *testing.T) {
@@ -116,11 +150,11 @@ func TestOutput(t *testing.T) {
 func TestFailures(t *testing.T) {
 	for _, c := range []struct {
 		do, why, log string
-		guest        func(*Guest)
+		guest        func(*vm.Guest)
 	}{
 		{do: "panic", why: "the kernel panicked", log: "sysrq triggered crash"},
 		{do: "memory", why: "out of memory", log: "deadlocked on memory"},
-		{do: "sleep", why: "it took too long", log: "not done after 5s", guest: func(g *Guest) { g.Limit = 5 * time.Second }},
+		{do: "sleep", why: "it took too long", log: "not done after 5s", guest: func(g *vm.Guest) { g.Limit = 5 * time.Second }},
 	} {
 		t.Run(c.do, func(t *testing.T) {
 			t.Parallel()
@@ -129,7 +163,7 @@ func TestFailures(t *testing.T) {
 				c.guest(g)
 			}
 			_, err := g.Run(t.Context(), io.Discard, io.Discard, nil)
-			crash, ok := errors.AsType[*CrashError](err)
+			crash, ok := errors.AsType[*vm.CrashError](err)
 			if !ok || !strings.Contains(crash.Why, c.why) || !strings.Contains(crash.Log, c.log) {
 				t.Errorf("got %v", err)
 			}
@@ -179,7 +213,7 @@ func TestKilled(t *testing.T) {
 			syscall.Kill(pid, syscall.SIGKILL)
 		}
 	}}, io.Discard, nil)
-	if crash, ok := errors.AsType[*CrashError](err); !ok || !strings.Contains(crash.Why, "signal: killed") {
+	if crash, ok := errors.AsType[*vm.CrashError](err); !ok || !strings.Contains(crash.Why, "signal: killed") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -193,7 +227,7 @@ func TestHangs(t *testing.T) {
 			syscall.Kill(pid, syscall.SIGSTOP)
 		}
 	}}, io.Discard, nil)
-	if crash, ok := errors.AsType[*CrashError](err); !ok || crash.Why != "it hangs: no sign of life for 15s" {
+	if crash, ok := errors.AsType[*vm.CrashError](err); !ok || crash.Why != "it hangs: no sign of life for 15s" {
 		t.Errorf("got %v", err)
 	}
 	if pids := children(t); len(pids) != 0 {
@@ -202,7 +236,7 @@ func TestHangs(t *testing.T) {
 }
 
 // experiment is one for the guest, on cubic.
-func experiment(t *testing.T, loss float64, seed uint64) (*Guest, trace.Experiment) {
+func experiment(t *testing.T, loss float64, seed uint64) (*vm.Guest, trace.Experiment) {
 	t.Helper()
 	e, err := harness.Defaults(trace.Experiment{
 		Name: "test", Duration: 2, Seed: seed, PerAck: true, Flows: []trace.Flow{{CC: "cubic"}, {CC: "reno", Start: 0.5}},
@@ -317,7 +351,7 @@ func TestBadBinary(t *testing.T) {
 func TestNoQEMU(t *testing.T) {
 	g := newGuest(t, "uname")
 	t.Setenv("PATH", t.TempDir())
-	if _, err := g.Run(t.Context(), io.Discard, io.Discard, nil); !errors.Is(err, ErrNoQEMU) {
+	if _, err := g.Run(t.Context(), io.Discard, io.Discard, nil); !errors.Is(err, vm.ErrNoQEMU) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -26,25 +26,36 @@ const maxVmlinux = 512 << 20
 type unpacked struct {
 	once sync.Once
 	file *os.File // nil: boot the image as it is
+	err  error
 }
 
 // boots returns the file that QEMU is to boot: the ELF kernel in the image, in
 // memory, where it can be entered directly (PVH, since Linux 5.0 with
 // CONFIG_PVH), or nil where the image has to be booted as it is.
-func (k *Kernel) boots() *os.File {
-	k.vmlinux.once.Do(func() {
+func (k *Kernel) boots() (*os.File, error) {
+	u := &k.vmlinux
+	u.once.Do(func() {
 		b, err := os.ReadFile(k.Image)
 		if err != nil {
-			return // QEMU will say so, too
+			u.err = fmt.Errorf("kernel: %w", err)
+			return
 		}
-		if v, err := vmlinux(b); err == nil && entersPVH(v) {
-			if f, err := memory("vmlinux", bytes.NewReader(v)); err == nil {
-				k.vmlinux.file = f
-			}
+		v, err := vmlinux(b)
+		if errors.Is(err, errCompression) || err == nil && !entersPVH(v) {
+			return
+		}
+		if err == nil {
+			u.file, err = memory("vmlinux", bytes.NewReader(v))
+		}
+		if err != nil {
+			u.err = fmt.Errorf("kernel %q: corrupt: %w", k.Image, err)
 		}
 	})
-	return k.vmlinux.file
+	return u.file, u.err
 }
+
+// errCompression is no fault of an image: the guest unpacks it itself.
+var errCompression = errors.New("unknown compression")
 
 // memory is a file that has a descriptor but no name.
 func memory(name string, content io.Reader) (*os.File, error) {
@@ -100,7 +111,7 @@ func vmlinux(image []byte) ([]byte, error) {
 		}
 		r = g
 	default: // of the rest, xz would take longer here than in the guest
-		return nil, errors.New("unknown compression")
+		return nil, errCompression
 	}
 	v := make([]byte, size)
 	_, err := io.ReadFull(r, v)

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"path/filepath"
+
+	"ccload/harness/vm"
+
+	"github.com/spf13/cobra"
+)
+
+func (a *app) kernels() *cobra.Command {
+	list := func(cmd *cobra.Command, _ []string) error {
+		kernels := vm.Kernels()
+		return a.print(kernels, func() {
+			w := a.table()
+			w.row("NAME", "RELEASE", "DIRECTORY")
+			for _, k := range kernels {
+				release := k.Release
+				if k.Kernel == nil {
+					release = "not here"
+				}
+				w.row(k.Name, release, k.Dir)
+			}
+			w.Flush()
+		})
+	}
+	cmd := a.withJSON(&cobra.Command{
+		Use:   "kernels [list]",
+		Short: "Kernels for guests: which are at hand, and fetching them",
+		Long: `Kernels for guests by name: which there are, and which of them are here. Besides
+these, --vm and --kernel take the path of any vmlinuz for x86-64; its modules are
+looked for in ../lib/modules beside it.`,
+		Example: `  ccload kernels pull debian-6.12
+  ccload run --cc bpf_cubic,cubic --vm debian-6.12`,
+		Args: cobra.NoArgs,
+		RunE: list,
+	})
+	cmd.AddCommand(
+		a.withJSON(&cobra.Command{Use: "list", Short: "Kernels for guests that have a name", Args: cobra.NoArgs, RunE: list}),
+		a.withJSON(&cobra.Command{
+			Use:               "pull NAME…",
+			Short:             "Fetch kernels with the system's package manager",
+			Args:              cobra.MinimumNArgs(1),
+			ValidArgsFunction: cobra.FixedCompletions(toCompletions(vm.Names()), cobra.ShellCompDirectiveNoFileComp),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				garbage(true)
+				pulled := []vm.Known{}
+				for _, name := range args {
+					k, err := vm.Pull(cmd.Context(), name, a.say)
+					if err != nil {
+						return err
+					}
+					pulled = append(pulled, vm.Known{Name: name, Release: k.Release, Dir: filepath.Join(vm.CacheDir(), name)})
+				}
+				return a.print(pulled, func() {
+					for _, k := range pulled {
+						a.printf("%s is here: %s\n", k.Name, k.Release)
+					}
+				})
+			},
+		}))
+	return cmd
+}
+
+func toCompletions(names []string) (c []cobra.Completion) { return append(c, names...) }
