@@ -17,6 +17,7 @@ const (
 	maxRTT                   = 10.0       // s
 	maxBuffer                = 1 << 20    // packets
 	minMTU, maxMTU           = 576, 9000  // bytes
+	maxBurst                 = 65535      // segments
 	maxFlows                 = 1000
 	maxDuration              = 86400.0 // s
 	minInterval, maxInterval = 1e-3, 60.0
@@ -73,6 +74,9 @@ func Defaults(e trace.Experiment) (trace.Experiment, error) {
 	}
 	if l.MTU < minMTU || l.MTU > maxMTU {
 		return fail("MTU of %d bytes: from %d to %d", l.MTU, minMTU, maxMTU)
+	}
+	if l.Burst < 0 || l.Burst > maxBurst {
+		return fail("bursts of %d segments: from 1 to %d, or 0 for as TCP likes", l.Burst, maxBurst)
 	}
 	bdp := l.Rate * l.RTT / 8 / float64(l.MTU) // packets
 	if l.Buffer == 0 {

@@ -80,6 +80,8 @@ func TestDefaultsRefuses(t *testing.T) {
 		"one of them":               func(e *trace.Experiment) { e.Link.Loss = trace.Loss{Every: 10, Probability: 0.1} },
 		"every 1th packet":          func(e *trace.Experiment) { e.Link.Loss.Every = 1 },
 		"probability 1":             func(e *trace.Experiment) { e.Link.Loss.Probability = 1 },
+		"bursts of -1 segments":     func(e *trace.Experiment) { e.Link.Burst = -1 },
+		"bursts are of 1 segment":   func(e *trace.Experiment) { e.Link.Kind, e.Link.Burst = "netem", 2 },
 		"probability -0.1":          func(e *trace.Experiment) { e.Link.Loss.Probability = -0.1 },
 		"more than -1 packets":      func(e *trace.Experiment) { e.Link.ECN = -1 },
 		`kind "tc"`:                 func(e *trace.Experiment) { e.Link.Kind = "tc" },

@@ -116,6 +116,11 @@ func New(sender, receiver *netns.NS, id string, cfg trace.Link) (_ *Link, err er
 	if l.sender, err = openTUN(sender, "cc"+id+"s", netip.PrefixFrom(SenderAddr, 30), cfg.MTU); err != nil {
 		return nil, err
 	}
+	if cfg.Burst > 0 {
+		if err := l.sender.setBurst(cfg.Burst); err != nil {
+			return nil, err
+		}
+	}
 	if l.recver, err = openTUN(receiver, "cc"+id+"r", netip.PrefixFrom(ReceiverAddr, 30), cfg.MTU); err != nil {
 		return nil, err
 	}

@@ -7,6 +7,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
 	"ccload/harness/trace"
 	"ccload/internal/kerneltest"
 	"ccload/internal/netns"
@@ -122,5 +125,46 @@ func TestNewRefuses(t *testing.T) {
 			l.Close()
 			t.Errorf("%s: no error", name)
 		}
+	}
+}
+
+// The kernel has taken the bound on bursts, and has its own where there is none.
+func TestBurst(t *testing.T) {
+	for _, burst := range []int{0, 1, 7} {
+		l, _, _ := ends(t, trace.Link{Rate: 12e6, Buffer: 100, MTU: 1500, Burst: burst})
+		c, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{NetNS: l.sender.ns.FD()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		devices, err := c.Execute(netlink.Message{
+			Header: netlink.Header{Type: unix.RTM_GETLINK, Flags: netlink.Request | netlink.Dump}, Data: make([]byte, sizeLink),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		segments := map[string]uint32{}
+		for _, d := range devices {
+			var name string
+			var most uint32
+			ad, err := netlink.NewAttributeDecoder(d.Data[sizeLink:])
+			if err != nil {
+				t.Fatal(err)
+			}
+			for ad.Next() {
+				switch ad.Type() {
+				case unix.IFLA_IFNAME:
+					name = ad.String()
+				case unix.IFLA_GSO_MAX_SEGS:
+					most = ad.Uint32()
+				}
+			}
+			segments[name] = most
+		}
+		got := segments[l.sender.name]
+		if burst > 0 && got != uint32(burst) || burst == 0 && got < 1000 {
+			t.Errorf("a burst of %d: %d segments", burst, got)
+		}
+		l.Close()
 	}
 }

@@ -85,6 +85,8 @@ func CanNetem(cfg trace.Link) error {
 		return fmt.Errorf("link of kind %q: it cannot lose exactly each %dth packet, only with a probability", Netem, cfg.Loss.Every)
 	case cfg.ECN > 0:
 		return fmt.Errorf("link of kind %q: it cannot mark when more than %d packets wait", Netem, cfg.ECN)
+	case cfg.Burst > 1:
+		return fmt.Errorf("link of kind %q: its bursts are of 1 segment, not of %d", Netem, cfg.Burst)
 	}
 	return nil
 }

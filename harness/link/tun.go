@@ -3,13 +3,16 @@
 package link
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
 	"unsafe"
 
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"ccload/internal/netns"
@@ -101,6 +104,45 @@ func (t *tun) setUp(addr netip.Prefix, mtu int) error {
 		set("netmask", unix.SIOCSIFNETMASK, func(r *unix.Ifreq) error { return r.SetInet4Addr(mask.AsSlice()) }),
 		set("up", unix.SIOCSIFFLAGS, func(r *unix.Ifreq) error { r.SetUint16(ifUp); return nil }),
 	)
+}
+
+// setBurst bounds how many segments TCP hands to the device at once. Without that
+// it forms large packets, which are cut up on their way into the device, so that
+// eight or more full packets may arrive in the same moment.
+func (t *tun) setBurst(segments int) error {
+	fail := func(err error) error {
+		return fmt.Errorf("link: device %q: bursts of %d segments: %w", t.name, segments, err)
+	}
+	var index int
+	err := t.ns.Do(func() error {
+		i, err := net.InterfaceByName(t.name)
+		if err == nil {
+			index = i.Index
+		}
+		return err
+	})
+	if err != nil {
+		return fail(err)
+	}
+	c, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{NetNS: t.ns.FD()})
+	if err != nil {
+		return fail(err)
+	}
+	defer c.Close()
+	ae := netlink.NewAttributeEncoder()
+	ae.Uint32(unix.IFLA_GSO_MAX_SEGS, uint32(segments))
+	attrs, err := ae.Encode()
+	if err != nil {
+		return fail(err)
+	}
+	head := make([]byte, sizeLink)
+	binary.NativeEndian.PutUint32(head[4:], uint32(index))
+	if _, err := c.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.RTM_NEWLINK, Flags: netlink.Request | netlink.Acknowledge}, Data: append(head, attrs...),
+	}); err != nil {
+		return fail(err)
+	}
+	return nil
 }
 
 func (t *tun) close() error {

@@ -102,7 +102,8 @@ type Link struct {
 	BufferBDP float64 `json:"buffer_bdp"` // the same in bandwidth-delay products
 	MTU       int     `json:"mtu"`        // bytes
 	Loss      Loss    `json:"loss"`
-	ECN       int     `json:"ecn,omitempty"` // mark CE when more than this many packets wait; 0: do not mark
+	ECN       int     `json:"ecn,omitempty"`   // mark CE when more than this many packets wait; 0: do not mark
+	Burst     int     `json:"burst,omitempty"` // segments that TCP hands to the sender's device at once, at most; 0: as many as it likes
 }
 
 // Loss is loss on purpose, before the buffer. At most one of the two is set.
