@@ -40,18 +40,32 @@ type runFlags struct {
 func (a *app) run() *cobra.Command {
 	var f runFlags
 	cmd := a.withJSON(&cobra.Command{
-		Use:   "run --cc A,B",
+		Use:   "run [FILE.yaml] [--cc A,B]",
 		Short: "Measure congestion controls on an emulated link",
 		Long: `Measure congestion controls on an emulated link: each in a run of its own, or all
 at once with --together, in network namespaces that vanish afterwards. A
-directory of results for each run is left behind.`,
+directory of results for each run is left behind.
+
+With a FILE the experiments are what it says, and so is what is checked of their
+results; --cc names another congestion control to test, and its reference. The
+status is 1 if a check fails.`,
 		Example: `  ccload run --cc bpf_cubic,cubic --rate 20mbit --rtt 40ms --buffer 1bdp
   ccload run --cc bpf_dctcp --ecn 20p --flows 2
   ccload run --cc cubic,reno --together --loss 0.01% -o results/rivals
   ccload run --cc bpf_cubic,cubic --vm debian-6.12
-  ccload run --cc mine,cubic --vm debian-6.12 --object mine.bpf.o`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.runAll(cmd.Context(), &f) },
+  ccload run --cc mine,cubic --vm debian-6.12 --object mine.bpf.o
+  ccload run experiments/equivalence.yaml --vm debian-6.12`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: cobra.FixedCompletions([]cobra.Completion{"yaml", "yml"}, cobra.ShellCompDirectiveFilterFileExt),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(f.kernels) == 0 && (f.realtime || len(f.objects) > 0) {
+				return usagef("--realtime and --object are for guests: --vm KERNEL")
+			}
+			if len(args) > 0 {
+				return a.runSuite(cmd.Context(), cmd, args[0], &f)
+			}
+			return a.runAll(cmd.Context(), &f)
+		},
 	})
 	fl := cmd.Flags()
 	fl.StringSliceVar(&f.cc, "cc", nil, "congestion controls, `A,B`")
@@ -81,6 +95,7 @@ directory of results for each run is left behind.`,
 // task is one run to be done.
 type task struct {
 	dir    string
+	run    string // of an experiment file: the directory of all that belong to one run of it
 	exp    trace.Experiment
 	kernel *vm.Kernel // of the guest; nil: here
 }
@@ -91,9 +106,6 @@ func (a *app) runAll(ctx context.Context, f *runFlags) error {
 	if err != nil {
 		return usageError{err}
 	}
-	if len(f.kernels) == 0 && (f.realtime || len(f.objects) > 0) {
-		return usagef("--realtime and --object are for guests: --vm KERNEL")
-	}
 	if f.to == "" {
 		f.to = filepath.Join("results", time.Now().Format("20060102-150405")+"-"+strings.Join(f.cc, "-"))
 	}
@@ -101,18 +113,7 @@ func (a *app) runAll(ctx context.Context, f *runFlags) error {
 	if err != nil {
 		return err
 	}
-	tasks := f.tasks(base, kernels)
-	for i := range tasks {
-		if tasks[i].exp, err = harness.Defaults(tasks[i].exp); err != nil {
-			return usageError{err}
-		}
-	}
-	var runs []*trace.Run
-	if len(kernels) > 0 {
-		runs, err = a.runInGuests(ctx, f, tasks)
-	} else {
-		runs, err = a.runHere(ctx, f, tasks)
-	}
+	runs, err := a.runTasks(ctx, f, f.tasks(base, kernels))
 	if err == nil || len(runs) > 0 {
 		err = errors.Join(err, a.printRuns(runs))
 	}
@@ -120,6 +121,19 @@ func (a *app) runAll(ctx context.Context, f *runFlags) error {
 		a.say("results in %s; to draw them: ccload plot %[1]s", f.to)
 	}
 	return err
+}
+
+// runTasks runs the tasks where they are to run: all here, or all in guests.
+func (a *app) runTasks(ctx context.Context, f *runFlags, tasks []task) (_ []*trace.Run, err error) {
+	for i := range tasks {
+		if tasks[i].exp, err = harness.Defaults(tasks[i].exp); err != nil {
+			return nil, usageError{err}
+		}
+	}
+	if len(f.kernels) > 0 {
+		return a.runInGuests(ctx, f, tasks)
+	}
+	return a.runHere(ctx, f, tasks)
 }
 
 // runHere runs the tasks one after the other on this machine's kernel.

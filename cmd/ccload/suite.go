@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"ccload/harness/suite"
+	"ccload/harness/trace"
+	"ccload/harness/vm"
+	"ccload/plots"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// runSuite runs an experiment file.
+func (a *app) runSuite(ctx context.Context, cmd *cobra.Command, file string, f *runFlags) error {
+	garbage(true)
+	var wrong []string
+	cmd.LocalFlags().Visit(func(flag *pflag.Flag) {
+		switch flag.Name {
+		case "cc", "vm", "realtime", "object", "output", "json":
+		default:
+			wrong = append(wrong, "--"+flag.Name)
+		}
+	})
+	if len(wrong) > 0 {
+		return usagef("%s: the file says that; with a file go --cc, --vm, --realtime, --object and --output", strings.Join(wrong, ", "))
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("experiments: %w", err)
+	}
+	s, err := suite.Parse(file, b)
+	if err != nil {
+		return err
+	}
+	plan, err := s.Plan(f.cc)
+	if err != nil {
+		return usageError{fmt.Errorf("experiments %q: %w", file, err)}
+	}
+	if f.to == "" {
+		f.to = filepath.Join("results", time.Now().Format("20060102-150405")+"-"+s.Name)
+	}
+	kernels, err := f.openKernels()
+	if err != nil {
+		return err
+	}
+	if len(kernels) == 0 {
+		kernels = []*vm.Kernel{nil}
+	}
+	var tasks []task
+	for _, k := range kernels {
+		for _, t := range plan.Tasks {
+			dir := f.to
+			if len(kernels) > 1 {
+				dir = filepath.Join(dir, k.Release)
+			}
+			run, _, _ := strings.Cut(t.Dir, "/")
+			tasks = append(tasks, task{
+				dir: filepath.Join(dir, filepath.FromSlash(t.Dir)), run: filepath.Join(dir, run), exp: t.Experiment, kernel: k,
+			})
+		}
+	}
+	f.cc = nil
+	for _, t := range tasks {
+		for _, flow := range t.exp.Flows {
+			if !slices.Contains(f.cc, flow.CC) {
+				f.cc = append(f.cc, flow.CC)
+			}
+		}
+	}
+	runs, err := a.runTasks(ctx, f, tasks)
+	if err != nil {
+		if len(runs) > 0 {
+			err = errors.Join(err, a.printRuns(runs))
+		}
+		return err
+	}
+	runs = nil
+	failed := 0
+	for i := range kernels {
+		mine := tasks[i*len(plan.Tasks) : (i+1)*len(plan.Tasks)]
+		checked, bad, err := checkSuite(plan, mine)
+		if err != nil {
+			return err
+		}
+		runs, failed = append(runs, checked...), failed+bad
+	}
+	pictures, err := drawRuns(tasks)
+	if err != nil {
+		return err
+	}
+	if err := a.printSuite(runs); err != nil {
+		return err
+	}
+	if !a.json {
+		a.say("results in %s, a picture of each run among them (%d)", f.to, pictures)
+	}
+	if failed > 0 {
+		return fmt.Errorf("experiments %q: %d checks failed", s.Name, failed)
+	}
+	return nil
+}
+
+// checkSuite holds results against what the file claims, and adds what it finds to
+// them.
+func checkSuite(plan *suite.Plan, tasks []task) (runs []*trace.Run, failed int, err error) {
+	dirs := map[string]string{}
+	for i, t := range plan.Tasks {
+		dirs[t.Dir] = tasks[i].dir
+	}
+	outcomes, err := plan.Check(func(t suite.Task) (*trace.Result, error) { return trace.Open(dirs[t.Dir]) })
+	if err != nil {
+		return nil, 0, err
+	}
+	for i, o := range outcomes {
+		r, err := trace.Open(tasks[i].dir)
+		if err != nil {
+			return nil, 0, err
+		}
+		r.Run.Checks = append(r.Run.Checks, o.Checks...)
+		r.Run.Theory = o.Theory
+		for _, c := range o.Checks {
+			if !c.OK {
+				failed++
+			}
+		}
+		if err := trace.Rewrite(tasks[i].dir, r.Run); err != nil {
+			return nil, 0, err
+		}
+		runs = append(runs, r.Run)
+	}
+	return runs, failed, nil
+}
+
+// drawRuns draws the congestion controls of each run on one picture, beside their
+// results.
+func drawRuns(tasks []task) (pictures int, err error) {
+	var dirs []string
+	for _, t := range tasks {
+		if !slices.Contains(dirs, t.run) {
+			dirs = append(dirs, t.run)
+		}
+	}
+	for _, dir := range dirs {
+		results, err := open([]string{dir})
+		if err != nil {
+			return 0, err
+		}
+		if _, err := plots.Save(filepath.Join(dir, "plot.png"), results); err != nil {
+			return 0, err
+		}
+	}
+	return len(dirs), nil
+}
+
+// printSuite prints the runs and their checks.
+func (a *app) printSuite(runs []*trace.Run) error {
+	if err := a.printRuns(runs); err != nil || a.json {
+		return err
+	}
+	a.printf("\n")
+	w := a.table()
+	w.row("RUN", "CHECK", "WANT", "GOT", "")
+	for _, r := range runs {
+		for _, c := range r.Checks {
+			verdict := "ok"
+			if !c.OK {
+				verdict = "FAILED"
+			}
+			w.row(r.Experiment.Name, c.Name, c.Want, c.Got, verdict)
+		}
+	}
+	w.Flush()
+	return nil
+}
