@@ -63,9 +63,10 @@ type Options struct {
 // /dev/net/tun or netem; for samples on every ACK also CAP_BPF and CAP_PERFMON.
 //
 // What makes the run less trustworthy is no error but a check that failed, and a
-// warning. A flow that breaks is an error. If the context ends the run, what was measured until then is kept,
+// warning. If the context ends the run, what was measured until then is kept,
 // Run.Incomplete is set and the error is nil; if it does so before the flows have
-// begun, the error is the context's.
+// begun, the error is the context's. What was measured before a flow broke or the
+// disk was full is kept likewise, but with an error.
 //
 // One run at a time in a process: two on one machine would measure each other.
 func Run(ctx context.Context, e trace.Experiment, opt Options) (*trace.Run, error) {
@@ -105,7 +106,9 @@ func Run(ctx context.Context, e trace.Experiment, opt Options) (*trace.Run, erro
 	defer x.out.Close()
 	x.run.Link.Why, x.run.Link.Measured = why, measured
 	if err := x.send(ctx); err != nil {
-		return nil, err
+		x.run.Incomplete = true
+		x.warn("%v", err)
+		return x.run, errors.Join(err, x.out.Finish(x.run))
 	}
 	x.summarise()
 	return x.run, x.out.Finish(x.run)

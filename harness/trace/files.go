@@ -16,6 +16,7 @@ import (
 
 	"github.com/parquet-go/parquet-go"
 	"github.com/parquet-go/parquet-go/compress/zstd"
+	"golang.org/x/sys/unix"
 )
 
 // The files of a result directory.
@@ -31,6 +32,7 @@ type Writer struct {
 	dir     string
 	samples *rows[Sample]
 	links   *rows[LinkSample]
+	reserve *reserve
 	closed  bool
 }
 
@@ -48,16 +50,22 @@ func Create(dir string) (*Writer, error) {
 	}
 	w := &Writer{dir: dir}
 	var err error
-	if w.samples, err = newRows(filepath.Join(dir, samplesFile), func(s *Sample) float64 { return s.Time }); err != nil {
+	if w.reserve, err = newReserve(dir); err != nil {
 		return fail(err)
 	}
-	if w.links, err = newRows(filepath.Join(dir, linkFile), func(s *LinkSample) float64 { return s.Time }); err != nil {
+	if w.samples, err = newRows(filepath.Join(dir, samplesFile), w.reserve, func(s *Sample) float64 { return s.Time }); err != nil {
+		w.reserve.release()
+		return fail(err)
+	}
+	if w.links, err = newRows(filepath.Join(dir, linkFile), w.reserve, func(s *LinkSample) float64 { return s.Time }); err != nil {
+		w.reserve.release()
 		return fail(errors.Join(err, w.samples.close()))
 	}
 	return w, nil
 }
 
-// Sample adds a sample. Samples may come out of order by up to some tens of
+// Sample adds a sample. On a full disk the error is ENOSPC, and what was added
+// before can still be finished. Samples may come out of order by up to some tens of
 // thousands of rows; the file has them in order of time.
 func (w *Writer) Sample(s Sample) error { return w.samples.add(s) }
 
@@ -93,37 +101,110 @@ func (w *Writer) Close() error {
 		return nil
 	}
 	w.closed = true
-	if err := errors.Join(w.samples.close(), w.links.close()); err != nil {
+	err := errors.Join(w.samples.close(), w.links.close())
+	w.reserve.release() // what is left of it is run.json's
+	if err != nil {
 		return fmt.Errorf("results %q: %w", w.dir, err)
 	}
 	return nil
 }
 
+// reserve is room on the disk for the end of a result, for a file without its end
+// cannot be read: on a full disk what there is is kept in it. It has no name, so
+// that it is gone with the process.
+type reserve struct {
+	mu   sync.Mutex
+	file *os.File // nil: released
+	full bool     // the disk
+}
+
+// reserved is enough for all the rows that wait to be written, and for run.json.
+const reserved = 16 << 20
+
+func newReserve(dir string) (*reserve, error) {
+	r := &reserve{}
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return r, nil // a file system that cannot do that goes without
+	}
+	r.file = os.NewFile(uintptr(fd), "reserve")
+	if err := unix.Fallocate(fd, 0, 0, reserved); err == unix.ENOSPC {
+		r.release()
+		return nil, fmt.Errorf("not even %d MiB for the end of the result: %w", reserved>>20, err)
+	}
+	return r, nil
+}
+
+func (r *reserve) release() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.file != nil {
+		r.file.Close()
+		r.file = nil
+	}
+}
+
+// spend makes the room free because the disk is full.
+func (r *reserve) spend() {
+	r.release()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.full = true
+}
+
+func (r *reserve) spent() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.full
+}
+
+// sparing writes to a file, at the end in the reserve's room.
+type sparing struct {
+	*os.File
+	reserve *reserve
+}
+
+func (s sparing) Write(p []byte) (int, error) {
+	n, err := s.File.Write(p)
+	if errors.Is(err, unix.ENOSPC) && !s.reserve.spent() {
+		s.reserve.spend()
+		var m int
+		m, err = s.File.Write(p[n:])
+		n += m
+	}
+	return n, err
+}
+
 // rows writes one Parquet file, in order of time.
 type rows[T any] struct {
-	mu   sync.Mutex
-	file *os.File
-	w    *parquet.GenericWriter[T]
-	buf  []T
-	time func(*T) float64
+	mu      sync.Mutex
+	file    *os.File
+	w       *parquet.GenericWriter[T]
+	buf     []T
+	time    func(*T) float64
+	reserve *reserve
 }
 
 const rowsBuffered = 1 << 16
 
-func newRows[T any](path string, time func(*T) float64) (*rows[T], error) {
+func newRows[T any](path string, reserve *reserve, time func(*T) float64) (*rows[T], error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return nil, err
 	}
 	return &rows[T]{
-		file: f, time: time, buf: make([]T, 0, rowsBuffered),
-		w: parquet.NewGenericWriter[T](f, parquet.Compression(&zstd.Codec{}), parquet.CreatedBy("ccload", "", "")),
+		file: f, time: time, buf: make([]T, 0, rowsBuffered), reserve: reserve,
+		w: parquet.NewGenericWriter[T](sparing{f, reserve}, parquet.Compression(&zstd.Codec{}),
+			parquet.MaxRowsPerRowGroup(rowsBuffered), parquet.CreatedBy("ccload", "", "")),
 	}, nil
 }
 
 func (r *rows[T]) add(row T) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.reserve.spent() {
+		return unix.ENOSPC
+	}
 	r.buf = append(r.buf, row)
 	if len(r.buf) < rowsBuffered {
 		return nil

@@ -6,12 +6,17 @@ import (
 	"bytes"
 	"errors"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ccload/internal/kerneltest"
 )
 
 // write makes a result with n samples, each pair of which comes in the wrong
@@ -182,4 +187,45 @@ func FuzzOpen(f *testing.F) {
 		parseRun(run)
 		parseRows[Sample](samples)
 	})
+}
+
+// On a full disk what there is is kept, and can be read.
+func TestFullDisk(t *testing.T) {
+	kerneltest.Privileged(t)
+	disk := t.TempDir()
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=24m"); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(disk, 0)
+	dir := filepath.Join(disk, "result")
+	w, err := Create(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rnd := rand.New(rand.NewPCG(1, 1)) // what cannot be compressed
+	n := 0
+	for ; err == nil && n < 10_000_000; n++ {
+		err = w.Sample(Sample{Time: float64(n), BytesAcked: rnd.Uint64(), SRTT: rnd.Float64(), MinRTT: rnd.Float64(), PacingRate: rnd.Float64()})
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("after %d rows: %v", n, err)
+	}
+	if err := w.Finish(&Run{Format: Format, Incomplete: true}); err != nil {
+		t.Fatal(err)
+	}
+	r, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !r.Run.Incomplete || len(r.Samples) != n-1 {
+		t.Errorf("%d of %d samples were kept; incomplete: %v", len(r.Samples), n-1, r.Run.Incomplete)
+	}
+	for i, s := range r.Samples {
+		if s.Time != float64(i) {
+			t.Fatalf("sample %d is of %g s", i, s.Time)
+		}
+	}
+	if _, err := Create(filepath.Join(disk, "another")); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("another result on a full disk: %v", err)
+	}
 }
