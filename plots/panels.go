@@ -33,6 +33,31 @@ func ssthreshStyle(c color.NRGBA) draw.LineStyle {
 	return draw.LineStyle{Color: lighten(c, 0.25), Width: vg.Points(0.9), Dashes: []vg.Length{vg.Points(4), vg.Points(2)}}
 }
 
+// theoryStyle is that of what a theory expects: dark, and thin enough to show what
+// was measured beneath it.
+var theoryStyle = draw.LineStyle{
+	Color: color.NRGBA{0x22, 0x22, 0x22, 0xff}, Width: vg.Points(1), Dashes: []vg.Length{vg.Points(5), vg.Points(1.5), vg.Points(1), vg.Points(1.5)},
+}
+
+// addTheory draws what theories expect of a quantity, and tells the highest of it.
+func (p *picture) addTheory(pl *plot.Plot, quantity string) float64 {
+	top := 0.
+	for _, t := range p.theory {
+		if t.Quantity != quantity {
+			continue
+		}
+		pieces := make([][]point, len(t.Pieces))
+		for i, piece := range t.Pieces {
+			for _, q := range piece {
+				pieces[i] = append(pieces[i], point{q[0], q[1]})
+			}
+		}
+		top = max(top, highest(pieces))
+		pl.Add(curve{pieces, theoryStyle})
+	}
+	return top
+}
+
 func (p *picture) windowPanel() *plot.Plot {
 	pl := panel()
 	top := 0.
@@ -47,6 +72,7 @@ func (p *picture) windowPanel() *plot.Plot {
 		top = max(top, highest(s))
 		pl.Add(curve{s, p.lineStyle(f.cc, f.color)})
 	}
+	top = max(top, p.addTheory(pl, "cwnd"))
 	bdp := p.bdp()
 	pl.Y.Max = 1.08 * top
 	// Where the flow fills the link the two are a sawtooth's lower and upper bound.
@@ -101,8 +127,9 @@ func (p *picture) queuePanel() *plot.Plot {
 		top = max(top, highest(s))
 		pl.Add(curve{s, p.lineStyle(q.cc, q.color)})
 	}
+	expected := p.addTheory(pl, "queue")
 	// A queue far below a large buffer would be a line at the bottom.
-	if used := p.queueUsed(); used < top/4 && used > 0 {
+	if used := max(p.queueUsed(), expected); used < top/4 && used > 0 {
 		top = 1.4 * used
 	}
 	rows := 0

@@ -139,6 +139,7 @@ type picture struct {
 	colors   map[string]color.NRGBA
 	flows    []flow
 	queues   []queue
+	theory   []trace.Curve
 	warnings []string
 }
 
@@ -155,6 +156,7 @@ func newPicture(results []*trace.Result) (*picture, error) {
 		}
 		p.end = max(p.end, r.Run.Experiment.Duration)
 		p.addFlows(r, names)
+		p.theory = append(p.theory, r.Run.Theory...)
 	}
 	if len(p.flows) == 0 {
 		return nil, errors.New("there are no samples to draw")
@@ -330,6 +332,13 @@ func (p *picture) header(c draw.Canvas) {
 	}
 	if p.has(func(s trace.Sample) bool { return s.Ssthresh < trace.InfiniteSsthresh }) {
 		entry("ssthresh", line(ssthreshStyle(grey)))
+	}
+	var theories []string
+	for _, t := range p.theory {
+		if !slices.Contains(theories, t.Name) {
+			theories = append(theories, t.Name)
+			entry("theory: "+t.Name, line(theoryStyle))
+		}
 	}
 	tick := func(col color.Color) func(x0, x1, y vg.Length) {
 		return func(x0, x1, y vg.Length) {

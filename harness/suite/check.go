@@ -314,7 +314,7 @@ func (x *expectation) curves(v *view, theory string, first bool) (curves []trace
 	}
 	if first {
 		for _, l := range x.levels {
-			curves = append(curves, trace.Curve{Name: l.name, Quantity: l.quantity, Pieces: [][][2]float64{{{v.from, l.value}, {v.until, l.value}}}})
+			curves = append(curves, trace.Curve{Name: theory, Quantity: l.quantity, Pieces: [][][2]float64{{{v.from, l.value}, {v.until, l.value}}}})
 		}
 	}
 	return curves

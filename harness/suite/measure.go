@@ -38,6 +38,9 @@ var quantities = func() map[string]quantity {
 			return v.overCuts(2, func(c []cut) float64 { return c[1].begin - c[0].begin })
 		}},
 		{"alpha", ratio, false, (*view).alpha},
+		{"alpha_cut", ratio, false, func(v *view) (float64, error) {
+			return v.overCuts(1, func(c []cut) float64 { return 2 * (1 - float64(c[0].low)/float64(c[0].peak)) })
+		}},
 		{"throughput", bitRate, false, (*view).throughput},
 		{"srtt_p50", second, false, func(v *view) (float64, error) { return v.srtt(.5) }},
 		{"srtt_p95", second, false, func(v *view) (float64, error) { return v.srtt(.95) }},
@@ -85,6 +88,8 @@ var quantities = func() map[string]quantity {
 //	               The samples do not tell it, so it is worked out from what was
 //	               delivered with and without an echo, window by window, as RFC 8257
 //	               §3.3 does, with g = 1/16
+//	alpha_cut      the same as the window shows it: 2(1 - low/peak), since a reduction
+//	               takes α/2 of the window; the mean over the reductions
 //	throughput     bit/s of payload delivered
 //	srtt_p50       s, weighted by time
 //	srtt_p95

@@ -72,6 +72,12 @@ type run struct {
 	checks      []check
 }
 
+// What a file may ask for.
+const (
+	maxRuns  = 10_000
+	maxFlows = 1_000_000
+)
+
 // underTest stands for the congestion control under test where a flow's is named.
 const underTest = "$cc"
 
@@ -104,6 +110,7 @@ func (s *Suite) Plan(cc []string) (*Plan, error) {
 	}
 	p := &Plan{}
 	known := map[string]int{} // by directory
+	flows := 0
 	for i := range s.runs {
 		r := &s.runs[i]
 		pairs := r.pairs
@@ -118,6 +125,9 @@ func (s *Suite) Plan(cc []string) (*Plan, error) {
 				return nil, fmt.Errorf("run %q: %s is compared, but with which reference?", r.name, pair[0])
 			}
 			for n := range r.repeat {
+				if flows += len(pair) * len(r.experiment.Flows); flows > maxFlows || len(p.groups) == maxRuns {
+					return nil, fmt.Errorf("more than %d runs, or %d flows in all", maxRuns, maxFlows)
+				}
 				g := group{run: r}
 				for _, name := range pair {
 					t := r.task(name, n)

@@ -28,7 +28,6 @@ type expectation struct {
 }
 
 type level struct {
-	name     string
 	quantity string // of trace.Curve
 	value    float64
 }
@@ -42,6 +41,7 @@ var models = func() map[string]*model {
 		{"reno-sawtooth", sawtoothModel(reno)},
 		{"cubic-sawtooth", sawtoothModel(cubic)},
 		{"dctcp", dctcpModel},
+		{"dctcp-linux", dctcpLinuxModel},
 	} {
 		m[t.name] = &t
 	}
@@ -56,6 +56,7 @@ var models = func() map[string]*model {
 //	reno-sawtooth     one flow that fills a drop-tail link
 //	cubic-sawtooth
 //	dctcp             flows of DCTCP on a link that marks above a threshold
+//	dctcp-linux       where they reduce their window over a round trip
 func Theories() []string { return slices.Sorted(maps.Keys(models)) }
 
 // renoWindow is Reno's mean window in segments where exactly one packet in 1/p is
@@ -153,7 +154,7 @@ func windowModel(g growth, mean func(p, rtt float64) (w float64, linear bool)) f
 		w, linear := mean(1/float64(l.Loss.Every), l.RTT)
 		x := &expectation{
 			values: map[string]float64{"cwnd_mean": w},
-			levels: []level{{"mean in theory", "cwnd", w}},
+			levels: []level{{"cwnd", w}},
 		}
 		if g.slope > 0 {
 			wmax := w * 4 / (3 + g.beta) // the mean of a cubic from βW to W,
@@ -215,12 +216,31 @@ func dctcpModel(l trace.Link, flows int) (*expectation, error) {
 	rtt := l.RTT + (peak+low)/2*float64(l.MTU)*8/l.Rate
 	return &expectation{
 		values: map[string]float64{
-			"alpha": alpha, "cwnd_peak": w + 1, "cwnd_low": w + 1 - d, "cwnd_mean": w + 1 - d/2,
+			"alpha": alpha, "alpha_cut": alpha, "cwnd_peak": w + 1, "cwnd_low": w + 1 - d, "cwnd_mean": w + 1 - d/2,
 			"queue_peak": peak, "queue_low": low, "queue_mean": (peak + low) / 2, "period": d * rtt,
 		},
 		epoch:  [][2]float64{{0, w + 1 - d}, {d * rtt, w + 1}},
-		levels: []level{{"Qmax in theory", "queue", peak}, {"Qmin in theory", "queue", low}},
+		levels: []level{{"queue", peak}, {"queue", low}},
 	}, nil
+}
+
+// dctcpLinuxModel is the same for senders that spread a reduction over a round
+// trip, as Linux does (proportional rate reduction, RFC 6937, also for ECN). What
+// they send at its start still meets a queue above K, and its echo comes when the
+// reduction is over, so that another follows at once: α of the window is lost in
+// all, in two round trips, then regained at a segment a round trip; and of all
+// these round trips one is marked:
+//
+//	α = 1/(α(W*+1) + 2)
+func dctcpLinuxModel(l trace.Link, flows int) (*expectation, error) {
+	x, err := dctcpModel(l, flows)
+	if err != nil {
+		return nil, err
+	}
+	w := x.values["cwnd_peak"]
+	alpha := (math.Sqrt(1+w) - 1) / w
+	rtt := l.RTT + x.values["queue_mean"]*float64(l.MTU)*8/l.Rate
+	return &expectation{values: map[string]float64{"alpha": alpha, "period": (alpha*w + 2) * rtt}}, nil
 }
 
 // dctcpAlpha solves α²(1-α/4) = (2W+1)/(W+1)² (equation 6). The left side rises
