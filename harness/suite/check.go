@@ -300,13 +300,7 @@ func (x *expectation) curves(v *view, theory string, first bool) (curves []trace
 			if i+1 < len(v.cuts) {
 				until = v.cuts[i+1].begin
 			}
-			var piece [][2]float64
-			for _, p := range x.epoch {
-				if t := at.end + p[0]; t <= until {
-					piece = append(piece, [2]float64{t, p[1]})
-				}
-			}
-			if len(piece) > 1 {
+			if piece := x.after(at.end, until); len(piece) > 1 {
 				c.Pieces = append(c.Pieces, piece)
 			}
 		}
@@ -318,4 +312,21 @@ func (x *expectation) curves(v *view, theory string, first bool) (curves []trace
 		}
 	}
 	return curves
+}
+
+// after is the epoch that begins at a time, as far as it goes until another.
+func (x *expectation) after(begin, until float64) (piece [][2]float64) {
+	for i, p := range x.epoch {
+		t, w := begin+p[0], p[1]
+		if t > until {
+			if i > 0 && begin < until {
+				before := x.epoch[i-1]
+				w = before[1] + (until-begin-before[0])/(p[0]-before[0])*(w-before[1])
+				piece = append(piece, [2]float64{until, w})
+			}
+			break
+		}
+		piece = append(piece, [2]float64{t, w})
+	}
+	return piece
 }
