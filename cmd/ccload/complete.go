@@ -51,18 +51,26 @@ func nameList(_ *cobra.Command, _ []string, typed string) ([]cobra.Completion, c
 }
 
 // kernelList completes the last of a comma-separated list of kernels: the running
-// one, one that has a name, or a file.
-func kernelList(_ *cobra.Command, _ []string, typed string) (names []cobra.Completion, _ cobra.ShellCompDirective) {
+// one, one that has a name, or a file. guestList leaves out the running one.
+func kernelList(_ *cobra.Command, _ []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return completeList(append(vm.Names(), host), typed)
+}
+
+func guestList(_ *cobra.Command, _ []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return completeList(vm.Names(), typed)
+}
+
+func completeList(names []string, typed string) (found []cobra.Completion, _ cobra.ShellCompDirective) {
 	before := typed[:strings.LastIndexByte(typed, ',')+1]
-	for _, name := range append(vm.Names(), host) {
+	for _, name := range names {
 		if strings.HasPrefix(name, typed[len(before):]) && !slices.Contains(strings.Split(before, ","), name) {
-			names = append(names, before+name)
+			found = append(found, before+name)
 		}
 	}
-	if names == nil {
+	if found == nil {
 		return nil, cobra.ShellCompDirectiveDefault
 	}
-	return names, cobra.ShellCompDirectiveNoSpace
+	return found, cobra.ShellCompDirectiveNoSpace
 }
 
 // objects completes what can be registered: the catalogue, and object files.

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"ccload/harness"
+	"ccload/harness/link"
 	"ccload/harness/trace"
 	"ccload/harness/vm"
 	"ccload/registry"
@@ -29,6 +30,7 @@ import (
 // runFlags are an experiment as the user writes it.
 type runFlags struct {
 	cc                             []string
+	link                           string
 	rate, rtt, buffer, loss, ecn   string
 	duration, interval, perAck, to string
 	flows, repeat                  int
@@ -69,6 +71,7 @@ status is 1 if a check fails.`,
 	})
 	fl := cmd.Flags()
 	fl.StringSliceVar(&f.cc, "cc", nil, "congestion controls, `A,B`")
+	fl.StringVar(&f.link, "link", link.Auto, "kind of link: `KIND` auto, userspace (ccload's own, exact) or netem (the kernel's)")
 	fl.StringVar(&f.rate, "rate", "50mbit", "`RATE` of the bottleneck: bit, kbit, mbit, gbit")
 	fl.StringVar(&f.rtt, "rtt", "40ms", "two-way delay of the empty link, a `TIME`: us, ms, s")
 	fl.StringVar(&f.buffer, "buffer", "1bdp", "`SIZE` of the bottleneck's buffer: 1bdp, 100p (packets), 150kb")
@@ -86,8 +89,9 @@ status is 1 if a check fails.`,
 	fl.BoolVar(&f.realtime, "realtime", false, "let the guests' clock be the host's")
 	fl.StringArrayVar(&f.objects, "object", nil, "`FILE.o` with a congestion control for the guests; may be repeated")
 	cmd.RegisterFlagCompletionFunc("cc", nameList)
+	cmd.RegisterFlagCompletionFunc("link", cobra.FixedCompletions([]string{link.Auto, link.Userspace, link.Netem}, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("per-ack", cobra.FixedCompletions([]string{"auto", "on", "off"}, cobra.ShellCompDirectiveNoFileComp))
-	cmd.RegisterFlagCompletionFunc("vm", kernelList)
+	cmd.RegisterFlagCompletionFunc("vm", guestList)
 	cmd.MarkFlagDirname("output")
 	return cmd
 }
@@ -192,6 +196,12 @@ func (f *runFlags) experiment() (e trace.Experiment, err error) {
 	case "off":
 	default:
 		return e, fmt.Errorf("--per-ack %q: auto, on or off", f.perAck)
+	}
+	switch f.link {
+	case link.Auto, link.Userspace, link.Netem:
+		e.Link.Kind = f.link
+	default:
+		return e, fmt.Errorf("--link %q: %s, %s or %s", f.link, link.Auto, link.Userspace, link.Netem)
 	}
 	e.Seed, e.Link.MTU = f.seed, 1500
 	for _, q := range []struct {
@@ -359,14 +369,14 @@ func (a *app) printRuns(runs []*trace.Run) error {
 		w.Flush()
 		a.printf("\n")
 		w = a.table()
-		w.row("RUN", "LINK", "MEASURED", "QUEUE MEAN", "MAX", "DROPS", "LOSSES", "MARKS", "UTILISATION", "JAIN")
+		w.row("RUN", "LINK", "KIND", "MEASURED", "QUEUE MEAN", "MAX", "DROPS", "LOSSES", "MARKS", "UTILISATION", "JAIN")
 		for _, r := range runs {
 			l, b := r.Link, r.Bottleneck
 			fairness := "" // there is none of one flow
 			if len(r.Flows) > 1 {
 				fairness = fmt.Sprintf("%.3f", r.Jain)
 			}
-			w.row(r.Experiment.Name, fmt.Sprintf("%s, %s, %d packets", exact(l.Rate, "bit/s"), exact(l.RTT, "s"), l.Buffer),
+			w.row(r.Experiment.Name, fmt.Sprintf("%s, %s, %d packets", exact(l.Rate, "bit/s"), exact(l.RTT, "s"), l.Buffer), l.Kind,
 				fmt.Sprintf("%s, %s", rate(l.Measured.Rate), seconds(l.Measured.RTT)),
 				fmt.Sprintf("%.1f", b.QueueMean), strconv.Itoa(b.QueueMax), fmt.Sprint(b.Drops), fmt.Sprint(b.Losses), fmt.Sprint(b.Marks),
 				fmt.Sprintf("%.1f %%", 100*b.Utilisation), fairness)

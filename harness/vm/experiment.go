@@ -55,6 +55,9 @@ func (g *Guest) Experiment(ctx context.Context, e trace.Experiment, opt harness.
 			r.Warnings = append(r.Warnings, err.Error())
 		}
 	}
+	if g.RealTime && !kvm.works {
+		r.Warnings = append(r.Warnings, "KVM does not work here: the guest was emulated, and slow for its clock")
+	}
 	r.Dir, r.Started, r.VirtualTime = opt.Dir, started, !g.RealTime
 	r.Versions, r.Objects = opt.Versions, opt.Objects
 	return r, errors.Join(err, w.Finish(r))
