@@ -56,7 +56,10 @@ race:
 bench: build
 	@[ "$$(id -u)" = 0 ] || { echo "make bench needs the kernel: run it as root" >&2; exit 1; }
 	@$(call need,bpftool,bpftool)
-	go test -run '^$$' -bench . -benchtime 30x ./cmd/ccload
+	@$(call need,qemu-system-x86_64,qemu-system-x86)
+	build/ccload kernels pull debian-6.12
+	go test -run '^$$' -bench 'Register|List' -benchtime 30x ./cmd/ccload
+	go test -run '^$$' -bench Cost -benchtime 1x ./cmd/ccload
 	go test -run '^$$' -bench . -benchtime 3x ./harness/link
 	@set -e; trap 'build/ccload unregister bpf_cubic' EXIT; trap 'exit 130' INT TERM; \
 	build/ccload register bpf_cubic; \

@@ -32,7 +32,7 @@ var update = flag.Bool("update", false, "write the golden parts of testdata/*.tx
 
 func TestMain(m *testing.M) {
 	if vm.Inside() {
-		main() // a guest that a test has booted
+		inGuest()
 	}
 	testscript.Main(m, map[string]func(){
 		"ccload": main,
