@@ -42,7 +42,7 @@ func Kernel(t testing.TB, name string) *vm.Kernel {
 // Test builds the test program of a package such that a guest can run it: static.
 func Test(t testing.TB, pkg string) string {
 	t.Helper()
-	return build(t, "test", "-c", pkg)
+	return build(t, "test", "-c", "-ldflags=-s -w", pkg)
 }
 
 // Program likewise builds a program.
