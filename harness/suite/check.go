@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -22,6 +23,7 @@ type check struct {
 	theory   *model  // of theory
 	value    float64 // of is, least and most
 	within   band
+	together bool // of all flows under test, not of each
 	why      string
 	at       *yaml.Node
 }
@@ -79,7 +81,15 @@ func parseCheck(n *yaml.Node) (check, error) {
 		"least":   keep("least", least, &value),
 		"most":    keep("most", most, &value),
 		"within":  func(n *yaml.Node) error { within = n; return nil },
-		"why":     func(n *yaml.Node) (err error) { c.why, err = text(n); return err },
+		"flows": func(n *yaml.Node) error {
+			return setNode(&c.together, n, func(s string) (bool, error) {
+				if s != "together" {
+					return false, fmt.Errorf("flows %q: together, or left out", s)
+				}
+				return true, nil
+			})
+		},
+		"why": func(n *yaml.Node) (err error) { c.why, err = text(n); return err },
 	}.parse(n)
 	if err != nil {
 		return c, err
@@ -96,6 +106,9 @@ func parseCheck(n *yaml.Node) (check, error) {
 	var s string
 	if err := setNode(&s, quantity, find); err != nil {
 		return c, err
+	}
+	if c.together && !slices.Contains([]string{"cwnd_mean", "throughput"}, s) {
+		return c, wrong(quantity, "flows together: of cwnd_mean and throughput")
 	}
 	switch c.kind {
 	case compare:
@@ -224,6 +237,9 @@ func (r *run) compare(mine, other *trace.Result, reference string) (checks []tra
 	for _, c := range r.checks {
 		if c.kind == compare {
 			checks = append(checks, c.judge(c.quantity.name+" like "+reference, views, func(i int) (float64, error) {
+				if c.together {
+					return together(others, c.quantity)
+				}
 				if i >= len(others) {
 					return 0, errors.New("no such flow")
 				}
@@ -241,11 +257,31 @@ func (v *view) measure(q quantity) (float64, error) {
 	return q.measure(v)
 }
 
+// together is what all flows have, as a mean over the time from the first one's
+// start to the last one's end.
+func together(views []*view, q quantity) (float64, error) {
+	var sum float64
+	from, until := math.Inf(1), 0.
+	for _, v := range views {
+		m, err := v.measure(q)
+		if err != nil {
+			return 0, err
+		}
+		sum += m * (v.until - v.from)
+		from, until = min(from, v.from), max(until, v.until)
+	}
+	return sum / (until - from), nil
+}
+
 // judge holds what is measured of each flow, or of the link, against what is wanted.
 func (c *check) judge(name string, views []*view, want func(i int) (float64, error)) (checks []trace.Check) {
 	for i, v := range views {
 		t := trace.Check{Name: name, Why: c.why}
-		if len(views) > 1 && !c.quantity.ofLink {
+		once := c.quantity.ofLink || c.together
+		switch {
+		case c.together:
+			t.Name = "all flows: " + name
+		case len(views) > 1 && !once:
 			t.Name = fmt.Sprintf("flow %d: %s", v.flow.ID, name)
 		}
 		u := c.quantity.unit
@@ -261,6 +297,9 @@ func (c *check) judge(name string, views []*view, want func(i int) (float64, err
 			t.Want = u.format(w) + " " + c.within.format(u)
 		}
 		got, gerr := v.measure(c.quantity)
+		if c.together {
+			got, gerr = together(views, c.quantity)
+		}
 		if gerr != nil {
 			t.Got = gerr.Error()
 		} else {
@@ -280,7 +319,7 @@ func (c *check) judge(name string, views []*view, want func(i int) (float64, err
 			}
 		}
 		checks = append(checks, t)
-		if c.quantity.ofLink {
+		if once {
 			break
 		}
 	}

@@ -125,6 +125,8 @@ runs:
       - {measure: cwnd_peak, is: 20 , within: 1}
       - {measure: cwnd_low, least: 10}
       - {measure: throughput, most: 7mbit}
+      - {measure: throughput, flows: together, is: 16mbit}
+      - {compare: cwnd_mean, flows: together, within: 0.1}
 `).Plan(nil)
 	if err != nil {
 		t.Fatal(err)
@@ -159,11 +161,13 @@ runs:
 		"ok; flow 3: cwnd_low; ≥ 10 segments; 10 segments; ",
 		"no; flow 1: throughput; ≤ 7 Mbit/s; 8 Mbit/s; ",
 		"no; flow 3: throughput; ≤ 7 Mbit/s; 8 Mbit/s; ",
+		"ok; all flows: throughput; 16 Mbit/s ± 0 Mbit/s; 16 Mbit/s; ",
 	}
 	compared := []string{
 		"ok; flow 1: cwnd_max like b; 19 segments ± 5 %; 19 segments (+0 %); so",
 		"ok; flow 3: cwnd_max like b; 20 segments ± 5 %; 19 segments (-5 %); so",
 		"ok; drops like b; 8 packets ± 0 packets; 8 packets; ",
+		"no; all flows: cwnd_mean like b; 30.264 segments ± 0.1 segments; 29.264 segments; ",
 	}
 	other := strings.ReplaceAll(strings.Join(alone, "\n"), "flow 3: cwnd_peak; 20 segments ± 1 segments; 19", "flow 3: cwnd_peak; 20 segments ± 1 segments; 20")
 	other = strings.ReplaceAll(other, "flow 3: cwnd_low; ≥ 10 segments; 10", "flow 3: cwnd_low; ≥ 10 segments; 11")

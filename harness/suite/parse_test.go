@@ -170,6 +170,8 @@ func TestParseRefuses(t *testing.T) {
 		{head + "checks: [{compare: drops}]", "x.yaml:6:14: it has no band"},
 		{head + "checks: [{compare: drops, within: -1%}]", "x.yaml:6:39: "},
 		{head + "checks: [{measure: drops, least: 1, within: 1%}]", "x.yaml:6:49: a bound has no band"},
+		{head + "checks: [{compare: drops, flows: together, within: 1}]", "x.yaml:6:24: flows together"},
+		{head + "checks: [{compare: throughput, flows: apart, within: 1%}]", `x.yaml:6:43: flows "apart"`},
 		{head + "checks: [{measure: drops, is: 1%}]", `x.yaml:6:35: "1%": not a number`},
 		{head + "checks: [{measure: throughput, is: 1mbyte}]", `x.yaml:6:40: rate "1mbyte"`},
 		{head + "checks: [{measure: drops, theory: tahoe, within: 1%}]", `x.yaml:6:39: unknown theory "tahoe"`},

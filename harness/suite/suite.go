@@ -37,11 +37,12 @@
 //	      - {compare: cwnd_mean, within: 1%, why: …}
 //	      - {measure: cwnd_mean, theory: cubic-window, within: 10%, why: …}
 //	      - {measure: drops, is: 0}  # or least, or most
+//	      - {compare: throughput, flows: together, within: 1%}
 //
 // A flow's rate is what an application offers it; its cc is the one under test
 // unless another is named. A band is relative (5%) or in the unit of what is
 // measured (2); see Quantities. Quantities of a flow are checked for every flow of
-// the congestion control under test.
+// the congestion control under test, or with flows: together for all in one.
 package suite
 
 import (
