@@ -5,6 +5,7 @@ package vm
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -19,6 +20,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -122,7 +124,7 @@ func Pull(ctx context.Context, name string, say func(format string, args ...any)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fail(err)
 	}
-	unlock, err := lock(filepath.Join(dir, ".lock"))
+	unlock, err := lock(ctx, filepath.Join(dir, ".lock"), func() { say("waiting for another that pulls") })
 	if err != nil {
 		return fail(err)
 	}
@@ -145,6 +147,9 @@ func Pull(ctx context.Context, name string, say func(format string, args ...any)
 	defer os.RemoveAll(tmp)
 	root := filepath.Join(tmp, "root")
 	if err := fetch(ctx, known[i].packages, tmp, root, say); err != nil {
+		if full(tmp) && !errors.Is(err, unix.ENOSPC) { // which the programs do not always say
+			err = fmt.Errorf("%s: %w: %w", dir, unix.ENOSPC, err)
+		}
 		return fail(err)
 	}
 	final := filepath.Join(dir, name)
@@ -161,22 +166,27 @@ func Pull(ctx context.Context, name string, say func(format string, args ...any)
 // fetch brings the newest of some packages into root, which it makes.
 func fetch(ctx context.Context, packages, tmp, root string, say func(string, ...any)) error {
 	pkg, err := newest(ctx, packages)
-	if err == nil && pkg == "" {
-		say("updating the list of packages")
-		if _, err := command(ctx, tmp, "apt-get", "-qq", "update"); err != nil {
-			return err
-		}
-		pkg, err = newest(ctx, packages)
-	}
 	if err != nil {
 		return err
 	}
-	if pkg == "" {
-		return errors.New("this distribution has no such package; give the path of a vmlinuz in place of a name")
+	if pkg != "" {
+		err = download(ctx, pkg, tmp, say)
 	}
-	say("fetching %s", pkg)
-	// The directory is the user's, which apt's own user may not write to.
-	if _, err := command(ctx, tmp, "apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", pkg); err != nil {
+	if pkg == "" || err != nil && ctx.Err() == nil { // an old list names packages that are gone
+		say("updating the list of packages")
+		// It may fail at sources that have nothing to do with this.
+		_, uerr := command(ctx, tmp, "apt-get", "-qq", "-o", "APT::Update::Error-Mode=any", "update")
+		now, nerr := newest(ctx, packages)
+		if nerr != nil {
+			return nerr
+		}
+		if now == "" || now == pkg && uerr != nil {
+			return cmp.Or(err, uerr, errors.New("this distribution has no such package; give the path of a vmlinuz in place of a name"))
+		}
+		pkg = now
+		err = download(ctx, pkg, tmp, say)
+	}
+	if err != nil {
 		return err
 	}
 	debs, err := filepath.Glob(filepath.Join(tmp, "*.deb"))
@@ -213,6 +223,14 @@ func fetch(ctx context.Context, packages, tmp, root string, say func(string, ...
 	if err == nil && k.Modules == "" {
 		err = fmt.Errorf("package %s has no modules for its kernel", pkg)
 	}
+	return err
+}
+
+// download leaves a package in a directory.
+func download(ctx context.Context, pkg, dir string, say func(string, ...any)) error {
+	say("fetching %s", pkg)
+	// The directory is the user's, which apt's own user may not write to.
+	_, err := command(ctx, dir, "apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", pkg)
 	return err
 }
 
@@ -271,6 +289,12 @@ func checkSum(ctx context.Context, pkg, file string) error {
 	return nil
 }
 
+// full says whether the file system of a directory has next to nothing left.
+func full(dir string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(dir, &st) == nil && st.Bavail*uint64(st.Bsize) < 1<<20
+}
+
 // command runs a program and returns what it prints; the error has what it
 // complains about.
 func command(ctx context.Context, dir, name string, args ...string) (string, error) {
@@ -287,15 +311,30 @@ func command(ctx context.Context, dir, name string, args ...string) (string, err
 	return out.String(), nil
 }
 
-// lock waits for a file's lock, which ends with the process.
-func lock(path string) (unlock func(), err error) {
+// lock takes a file's lock, which ends with the process. Where another has it, it
+// calls waiting and waits.
+func lock(ctx context.Context, path string, waiting func()) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		f.Close()
-		return nil, err
+	for said := false; ; said = true {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			f.Close()
+			return nil, err
+		}
+		if !said {
+			waiting()
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
 	}
-	return func() { f.Close() }, nil
 }

@@ -4,6 +4,7 @@ package vm
 
 import (
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"debug/elf"
 	"encoding/binary"
@@ -114,8 +115,14 @@ func vmlinux(image []byte) ([]byte, error) {
 		return nil, errCompression
 	}
 	v := make([]byte, size)
-	_, err := io.ReadFull(r, v)
-	return v, err
+	if _, err := io.ReadFull(r, v); err != nil {
+		return nil, err
+	}
+	// Only its end tells whether what was read has the right checksum.
+	if n, err := r.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		return nil, cmp.Or(err, errors.New("longer than it says"))
+	}
+	return v, nil
 }
 
 // phys32Entry is XEN_ELFNOTE_PHYS32_ENTRY.
