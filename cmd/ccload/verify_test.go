@@ -7,26 +7,22 @@ import (
 	"context"
 	"debug/elf"
 	"encoding/json"
-	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
 
 	"ccload/harness/vm"
+	"ccload/internal/kerneltest"
+	"ccload/internal/vmtest"
 	"ccload/structops"
 )
 
-// guestKernels are kernels for guests that are this test binary; the test is
-// skipped where there are none.
+// guestKernels are the kernels that have a name, for guests that are this test
+// program.
 func guestKernels(t *testing.T) []string {
 	t.Helper()
-	list := os.Getenv("CCLOAD_KERNEL")
-	if list == "" {
-		t.Skip("no kernels for guests: CCLOAD_KERNEL names none")
-	}
-	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
-		t.Skip(vm.ErrNoQEMU)
+	for _, name := range vm.Names() {
+		vmtest.Kernel(t, name)
 	}
 	self, err := elf.Open("/proc/self/exe")
 	if err != nil {
@@ -34,9 +30,9 @@ func guestKernels(t *testing.T) []string {
 	}
 	defer self.Close()
 	if slices.ContainsFunc(self.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
-		t.Skip("this binary is not static, as a guest's init must be: CGO_ENABLED=0")
+		kerneltest.Skip(t, "this program is not static, as a guest's init must be: CGO_ENABLED=0")
 	}
-	return strings.Split(list, ",")
+	return vm.Names()
 }
 
 // verifyJSON runs ccload verify and decodes what it prints.
