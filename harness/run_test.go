@@ -205,7 +205,7 @@ func TestTwoFlows(t *testing.T) {
 		t.Errorf("Jain's index %g, want %g", r.Run.Jain, want)
 	}
 	between(t, "bytes of both", float64(a.Bytes+b.Bytes)*8, 0.85*20e6*5, 20e6*5)
-	between(t, "duration of the second", b.Duration, 3, 3.2)
+	between(t, "duration of the second", b.Duration, 2.8, 3.2) // it ends on time, also when it begins late
 	if a.CC != "reno" || b.CC != "cubic" || b.Start != 1 || b.Bytes < 1e6 {
 		t.Errorf("got %+v, %+v", a, b)
 	}

@@ -3,11 +3,10 @@
 package main
 
 import (
-	"context"
 	"errors"
-	"math"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -15,10 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ccload/cc"
-	"ccload/harness"
-	"ccload/harness/trace"
 	"ccload/internal/kerneltest"
 	"ccload/internal/netns"
+	"ccload/internal/vmtest"
 	"ccload/structops"
 )
 
@@ -41,103 +39,41 @@ func attach(t *testing.T, name string) {
 	t.Cleanup(func() { link.Close(); obj.Close() })
 }
 
-func measure(t *testing.T, e trace.Experiment) *trace.Result {
-	t.Helper()
-	dir := filepath.Join(t.TempDir(), "run")
-	if _, err := harness.Run(context.Background(), e, harness.Options{Dir: dir}); err != nil {
-		t.Fatal(err)
-	}
-	r, err := trace.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("%s: %+v\n%+v", e.Flows[0].CC, r.Run.Flows, r.Run.Bottleneck)
-	return r
-}
-
-// A user who puts bpf_cubic in the place of cubic sees no difference, nor with
-// reno and bpf_reno. Slow start hangs on each moment's noise, so the windows are
-// compared from the first loss on.
+// A user who puts a BPF algorithm in the place of the kernel's own sees no
+// difference. In virtual time it is the algorithms that differ, or nothing does; the
+// whole comparison is experiments/equivalence.yaml.
 func TestLikeTheKernels(t *testing.T) {
-	for kernels, ours := range map[string]string{"cubic": "bpf_cubic", "reno": "bpf_reno"} {
-		t.Run(ours, func(t *testing.T) {
-			attach(t, ours)
-			mean := map[string]float64{}
-			for _, name := range []string{kernels, ours} {
-				r := measure(t, trace.Experiment{
-					Duration: 8, PerAck: true, Seed: 1, Flows: []trace.Flow{{CC: name}},
-					Link: trace.Link{Rate: 20e6, RTT: 0.020, BufferBDP: 1},
-				})
-				mean[name] = meanCwnd(r)
-				if r.Run.Bottleneck.Utilisation < 0.95 || r.Run.Flows[0].LossEpisodes < 2 {
-					t.Errorf("%s: %+v, %+v", name, r.Run.Bottleneck, r.Run.Flows[0])
-				}
-			}
-			if ratio := mean[ours] / mean[kernels]; math.Abs(ratio-1) > 0.05 {
-				t.Errorf("mean window %.1f, the kernel's %.1f: ratio %.3f", mean[ours], mean[kernels], ratio)
-			}
-		})
+	vmtest.Kernel(t, "debian-6.12")
+	file := filepath.Join(t.TempDir(), "like.yaml")
+	if err := os.WriteFile(file, []byte(`
+name: like
+defaults:
+  checks:
+    - {compare: cwnd_mean, within: 1%, why: the same windows}
+    - {compare: throughput, within: 0.5%, why: the same share of the link}
+    - {compare: loss_episodes, within: 1, why: one more may just be beginning}
+runs:
+  - name: losses
+    pairs: [[bpf_cubic, cubic], [bpf_reno, reno]]
+    link: {rate: 20mbit, rtt: 20ms, buffer: 1bdp}
+    duration: 8s
+  - name: marks
+    cc: [bpf_dctcp, dctcp]
+    link: {rate: 50mbit, rtt: 10ms, buffer: 4bdp, ecn: 8p}
+    duration: 4s
+    checks:
+      - {measure: drops, is: 0}
+      - {measure: marks, least: 100}
+      - {measure: utilisation, least: 90%}
+`), 0o644); err != nil {
+		t.Fatal(err)
 	}
-}
-
-// meanCwnd is weighted by time, from the end of the first recovery to that of the last.
-func meanCwnd(r *trace.Result) float64 {
-	var sum, since, until, area float64
-	var last *trace.Sample
-	for i := range r.Samples {
-		s := &r.Samples[i]
-		if s.Source != trace.Ack {
-			continue
-		}
-		if last != nil && since > 0 {
-			area += float64(last.Cwnd) * (s.Time - last.Time)
-		}
-		if last != nil && last.CAState == trace.CARecovery && s.CAState == trace.CAOpen {
-			if since == 0 {
-				since = s.Time
-			} else {
-				until, sum = s.Time, area
-			}
-		}
-		last = s
+	program := vmtest.Program(t, "ccload/cmd/ccload")
+	out, err := exec.CommandContext(t.Context(), program, "run", file, "--vm", "debian-6.12", "-o", filepath.Join(t.TempDir(), "results")).CombinedOutput()
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
 	}
-	return sum / (until - since)
-}
-
-// RFC 8257: the receiver echoes each mark once, the sender keeps the queue at
-// the threshold without a loss, and the window is BDP + K.
-func TestDCTCP(t *testing.T) {
-	attach(t, "bpf_dctcp")
-	const bdp, k = 41.7, 8
-	r := measure(t, trace.Experiment{
-		Duration: 5, PerAck: true, Seed: 1, Flows: []trace.Flow{{CC: "bpf_dctcp"}},
-		Link: trace.Link{Rate: 50e6, RTT: 0.010, BufferBDP: 4, ECN: k},
-	})
-	if b := r.Run.Bottleneck; b.Drops != 0 || b.Marks < 100 || b.Utilisation < 0.9 {
-		t.Errorf("bottleneck %+v", b)
-	}
-	var last trace.Sample
-	var area, since float64
-	for _, s := range r.Samples {
-		if s.Source != trace.Ack {
-			continue
-		}
-		if s.Time > 2 {
-			if since == 0 {
-				since = s.Time
-			} else {
-				area += float64(last.Cwnd) * (s.Time - last.Time)
-			}
-		}
-		last = s
-	}
-	// Without the state machine of §3.2 every segment until the sender's CWR would count.
-	if marks := float64(r.Run.Bottleneck.Marks); math.Abs(float64(last.DeliveredCE)-marks) > 0.02*marks+2*k {
-		t.Errorf("%d segments delivered with an echo, %g were marked", last.DeliveredCE, marks)
-	}
-	if mean := area / (last.Time - since); math.Abs(mean/(bdp+k)-1) > 0.15 {
-		t.Errorf("mean window %.1f, want about BDP + K = %.1f", mean, bdp+k)
-	}
+	t.Logf("%s", out)
 }
 
 // Where the other end does not agree to ECN, the socket is the kernel's reno, and
