@@ -156,7 +156,7 @@ func windowModel(g growth, mean func(p, rtt float64) (w float64, linear bool)) f
 			values: map[string]float64{"cwnd_mean": w},
 			levels: []level{{"cwnd", w}},
 		}
-		if g.slope > 0 {
+		if g := g; g.slope > 0 {
 			wmax := w * 4 / (3 + g.beta) // the mean of a cubic from βW to W,
 			if linear {
 				wmax = w * 2 / (1 + g.beta) // and of a line

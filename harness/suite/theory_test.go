@@ -69,6 +69,30 @@ func TestWindowsOfGrowth(t *testing.T) {
 	}
 }
 
+// A window that is drawn is the one that the mean is of: Reno-friendly or not.
+func TestWindowEpochs(t *testing.T) {
+	for range 2 { // one does not change the other
+		for _, c := range []struct{ rtt, half float64 }{
+			{.01, .85}, // of the largest, in the middle of a line from 0.7
+			{.1, .9625},
+		} {
+			x, err := models["cubic-window"].of(trace.Link{Rate: 1e9, RTT: c.rtt, MTU: 1500, Loss: trace.Loss{Every: 10000}}, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			last := x.epoch[len(x.epoch)-1]
+			for i, p := range x.epoch {
+				if p[0] >= last[0]/2 {
+					if got := p[1] / last[1]; math.Abs(got-c.half) > .01 {
+						t.Errorf("RTT %g: %.4f of the largest window at point %d of %d, want %g", c.rtt, got, i, len(x.epoch), c.half)
+					}
+					break
+				}
+			}
+		}
+	}
+}
+
 func expected(t *testing.T, theory string, l trace.Link, flows int, quantity string) float64 {
 	t.Helper()
 	x, err := models[theory].of(l, flows)
