@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"ccload/cc"
+	"ccload/harness/vm"
 	"ccload/internal/inetdiag"
 	"ccload/internal/netns"
 	"ccload/registry"
@@ -213,8 +214,28 @@ var probes = []probe{
 		return "lists sockets", conn.Dump(0, true, func(*inetdiag.Socket) error { return nil })
 	}},
 	{"tcp_probe", false, "run samples at intervals only, not on every ACK.", func() (string, error) { return "a BPF program attaches to it", tryTracepoint() }},
-	{"netem", false, "nothing: the links of run are its own. Those made with tc(8) cannot delay or lose packets here.", func() (string, error) { return "there", inNew(func() error { return tryQdisc("netem") }) }},
+	{"netem", false, "the links of run are its own only (not --link netem). Those made with tc(8) cannot delay or lose packets here.", func() (string, error) { return "there", inNew(func() error { return tryQdisc("netem") }) }},
 	{"fq", false, "nothing: TCP paces by itself.", func() (string, error) { return "there", inNew(func() error { return tryQdisc("fq") }) }},
+	{"QEMU", false, "nothing runs in guests: no virtual time (run --vm), and no kernels but this one (verify --kernel).", func() (string, error) { return "there", vm.Available() }},
+	{"guest kernels", false, "ccload kernels pull NAME fetches one; the path of any vmlinuz for x86-64 will do, too.", func() (string, error) {
+		var here []string
+		for _, k := range vm.Kernels() {
+			if k.Kernel != nil {
+				here = append(here, k.Name)
+			}
+		}
+		if len(here) == 0 {
+			return "", errors.New("none is here")
+		}
+		return strings.Join(here, ", "), nil
+	}},
+	{"KVM", false, "run --realtime emulates the guest's processor, which is slow. Virtual time has no use for KVM.", func() (string, error) {
+		fd, err := unix.Open("/dev/kvm", unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return "", fmt.Errorf("/dev/kvm: %w", err)
+		}
+		return "/dev/kvm is there; whether it works, run --realtime finds out", unix.Close(fd)
+	}},
 }
 
 // kernelHas says whether the kernel has a function, exported or not.
