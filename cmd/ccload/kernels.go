@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"path/filepath"
 
 	"ccload/harness/vm"
@@ -47,18 +48,21 @@ looked for in ../lib/modules beside it.`,
 			RunE: func(cmd *cobra.Command, args []string) error {
 				garbage(true)
 				pulled := []vm.Known{}
+				var errs []error // one that cannot be had does not keep the others
 				for _, name := range args {
 					k, err := vm.Pull(cmd.Context(), name, a.say)
 					if err != nil {
-						return err
+						errs = append(errs, err)
+						continue
 					}
 					pulled = append(pulled, vm.Known{Name: name, Release: k.Release, Dir: filepath.Join(vm.CacheDir(), name)})
 				}
-				return a.print(pulled, func() {
+				errs = append(errs, a.print(pulled, func() {
 					for _, k := range pulled {
 						a.printf("%s is here: %s\n", k.Name, k.Release)
 					}
-				})
+				}))
+				return errors.Join(errs...)
 			},
 		}))
 	return cmd

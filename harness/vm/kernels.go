@@ -40,6 +40,16 @@ type Known struct {
 	Kernel  *Kernel `json:"-"`                 // nil: not here
 }
 
+// packagesOf finds a name in the table.
+func packagesOf(name string) (string, error) {
+	for _, k := range known {
+		if k.name == name {
+			return k.packages, nil
+		}
+	}
+	return "", &UnknownKernelError{name}
+}
+
 // Names are the names that Pull and FindKernel know.
 func Names() (names []string) {
 	for _, k := range known {
@@ -115,9 +125,9 @@ func openPulled(name string) (*Kernel, error) {
 // Whatever happens, there is a whole kernel under the name afterwards or none.
 // Several processes may pull at once.
 func Pull(ctx context.Context, name string, say func(format string, args ...any)) (*Kernel, error) {
-	i := slices.IndexFunc(known, func(k struct{ name, packages string }) bool { return k.name == name })
-	if i < 0 {
-		return nil, &UnknownKernelError{name}
+	packages, err := packagesOf(name)
+	if err != nil {
+		return nil, err
 	}
 	fail := func(err error) (*Kernel, error) { return nil, fmt.Errorf("pull kernel %q: %w", name, err) }
 	dir := CacheDir()
@@ -146,7 +156,7 @@ func Pull(ctx context.Context, name string, say func(format string, args ...any)
 	}
 	defer os.RemoveAll(tmp)
 	root := filepath.Join(tmp, "root")
-	if err := fetch(ctx, known[i].packages, tmp, root, say); err != nil {
+	if err := fetch(ctx, packages, tmp, root, say); err != nil {
 		if full(tmp) && !errors.Is(err, unix.ENOSPC) { // which the programs do not always say
 			err = fmt.Errorf("%s: %w: %w", dir, unix.ENOSPC, err)
 		}
@@ -234,6 +244,23 @@ func download(ctx context.Context, pkg, dir string, say func(string, ...any)) er
 	return err
 }
 
+// Offered says whether this system's packages hold a kernel that has a name, as far
+// as the list of packages that is here tells.
+func Offered(ctx context.Context, name string) (bool, error) {
+	packages, err := packagesOf(name)
+	if err != nil {
+		return false, err
+	}
+	if _, err := exec.LookPath("apt-get"); err != nil {
+		return false, nil
+	}
+	out, err := command(ctx, "", "apt-cache", "pkgnames", "linux-image-")
+	if err == nil && out == "" {
+		err = errors.New("there is no list of packages")
+	}
+	return newestOf(strings.Fields(out), packages) != "", err
+}
+
 // newest finds the newest package that the list of packages has of some; "" if it
 // has none.
 func newest(ctx context.Context, packages string) (string, error) {
@@ -241,12 +268,13 @@ func newest(ctx context.Context, packages string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return newestOf(strings.Fields(out), regexp.MustCompile("^"+packages+"$")), nil
+	return newestOf(strings.Fields(out), packages), nil
 }
 
 var number = regexp.MustCompile("[0-9]+")
 
-func newestOf(names []string, match *regexp.Regexp) (newest string) {
+func newestOf(names []string, packages string) (newest string) {
+	match := regexp.MustCompile("^" + packages + "$")
 	numbers := func(s string) (n []int) {
 		for _, d := range number.FindAllString(s, -1) {
 			v, _ := strconv.Atoi(d)

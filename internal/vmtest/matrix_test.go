@@ -33,7 +33,7 @@ var suites = []struct{ pkg, run string }{
 	{"structops", "."},
 	{"registry", "."},
 	{"bpf", "."},
-	{"cmd/ccload", "^TestDCTCP"},
+	{"cmd/ccload", "^(TestDCTCP|TestCatalogue)"},
 	{"harness", "^(TestKindsAgree|TestAuto|TestKillNetem)$"},
 	{"harness/link", "Netem|Choose"},
 	{"harness/sampler", "."},

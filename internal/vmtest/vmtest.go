@@ -5,6 +5,7 @@
 package vmtest
 
 import (
+	"cmp"
 	"errors"
 	"os/exec"
 	"path/filepath"
@@ -16,22 +17,18 @@ import (
 )
 
 // Kernel opens a kernel by its name. Where it or QEMU is not there the test is
-// skipped; where privileged tests are required, and there is a package manager to
-// fetch them with, it fails.
+// skipped; where privileged tests are required, and the kernel is among the
+// packages of this system, it fails.
 func Kernel(t testing.TB, name string) *vm.Kernel {
 	t.Helper()
-	skip := func(why error) {
-		if _, err := exec.LookPath("apt-get"); err != nil {
-			t.Skip(why)
+	k, err := vm.FindKernel(name)
+	_, missing := errors.AsType[*vm.NotPulledError](err)
+	if missing || err == nil && vm.Available() != nil {
+		why := cmp.Or(vm.Available(), err)
+		if offered, oerr := vm.Offered(t.Context(), name); oerr == nil && !offered {
+			t.Skipf("%v, and this system has no package with it", why)
 		}
 		kerneltest.Skip(t, why.Error())
-	}
-	if err := vm.Available(); err != nil {
-		skip(err)
-	}
-	k, err := vm.FindKernel(name)
-	if _, missing := errors.AsType[*vm.NotPulledError](err); missing {
-		skip(err)
 	}
 	if err != nil {
 		t.Fatal(err)
