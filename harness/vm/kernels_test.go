@@ -307,6 +307,26 @@ func TestPull(t *testing.T) {
 	}
 }
 
+func TestOffered(t *testing.T) {
+	r := newRepository(t)
+	if offered, err := vm.Offered(t.Context(), "debian-6.1"); offered || err == nil {
+		t.Errorf("without a list of packages: %v, %v", offered, err)
+	}
+	r.add(fmt.Sprintf(package61, 1), tree("6.1.0-1-cloud-amd64"))
+	if out, err := exec.Command("apt-get", "-qq", "update").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, name := range vm.Names() {
+		if offered, err := vm.Offered(t.Context(), name); offered != (name == "debian-6.1") || err != nil {
+			t.Errorf("%s: %v, %v", name, offered, err)
+		}
+	}
+	t.Setenv("PATH", "")
+	if offered, err := vm.Offered(t.Context(), "debian-6.1"); offered || err != nil {
+		t.Errorf("without apt: %v, %v", offered, err)
+	}
+}
+
 // A list of packages that names what is no longer there is brought up to date.
 func TestPullWithAnOldList(t *testing.T) {
 	r := newRepository(t)
