@@ -158,6 +158,9 @@ func (g *Guest) run(ctx context.Context, kvm bool, stdout, stderr, console io.Wr
 		waitErr = cmd.Wait()
 		close(over)
 	}()
+	if !g.RealTime {
+		go together(cmd.Process.Pid, over)
+	}
 	var tail tail
 	var readers sync.WaitGroup
 	readers.Go(func() {
@@ -225,7 +228,7 @@ func (g *Guest) options(kvm bool) []string {
 // all; tests of ciphers; and in the list a source of entropy, certificates of
 // modules, and a file of probes in tracefs. Nor need memory be cleared that is about
 // to be filled.
-const bootFaster = "noapictimer no_timer_check cryptomgr.notests tsc=reliable init_on_alloc=0 " +
+const bootFaster = "nohz=off noapictimer no_timer_check cryptomgr.notests tsc=reliable init_on_alloc=0 " +
 	"initcall_blacklist=jent_mod_init,load_system_certificate_list,init_acpi_pm_clocksource,init_kprobe_trace"
 
 // kvm is what a probe found out, once in a process.
