@@ -172,7 +172,7 @@ func (p *picture) addFlows(r *trace.Result, names map[string]int) {
 		byFlow[s.Flow] = append(byFlow[s.Flow], s)
 	}
 	shade := map[string]int{}
-	for _, f := range r.Run.Flows {
+	for _, f := range r.Run.Experiment.Flows {
 		if p.colors[f.CC] == (color.NRGBA{}) {
 			p.colors[f.CC] = palette[len(p.ccs)%len(palette)]
 			p.ccs = append(p.ccs, f.CC)
@@ -190,8 +190,8 @@ func (p *picture) addFlows(r *trace.Result, names map[string]int) {
 	for cc := range shade {
 		names[cc]++
 	}
-	if len(r.Links) > 0 && len(r.Run.Flows) > 0 {
-		cc := r.Run.Flows[0].CC
+	if len(r.Links) > 0 && len(r.Run.Experiment.Flows) > 0 {
+		cc := r.Run.Experiment.Flows[0].CC
 		p.queues = append(p.queues, queue{cc, p.colors[cc], r.Links})
 	}
 }

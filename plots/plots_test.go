@@ -23,7 +23,7 @@ func result(cc string, w uint32) *trace.Result {
 	r := &trace.Result{Run: &trace.Run{}}
 	r.Run.Link.Link = trace.Link{Rate: 20e6, RTT: 0.04, Buffer: 67, BufferBDP: 1, MTU: 1500}
 	r.Run.Experiment.Duration = 20
-	r.Run.Flows = []trace.FlowResult{{ID: 1, CC: cc}}
+	r.Run.Experiment.Flows = []trace.Flow{{ID: 1, CC: cc}}
 	ssthresh := uint32(trace.InfiniteSsthresh)
 	drops := uint64(0)
 	for i := range 20000 {

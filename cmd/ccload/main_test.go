@@ -20,6 +20,7 @@ import (
 
 	"ccload/harness/vm"
 	"ccload/internal/kerneltest"
+	"ccload/internal/vmtest"
 	"ccload/registry"
 
 	"github.com/cilium/ebpf"
@@ -52,12 +53,24 @@ func TestMain(m *testing.M) {
 //	patch IN OLD NEW OUT  bytes in the place of others, written as in Go strings
 //	nobody COMMAND…       as a user without any capability
 //	locked COMMAND…       where the kernel refuses BPF even to root
+//	fulldisk SIZE DIR     a disk of that many MiB until the script ends
 //
 // The condition [live:NAME] holds if the kernel has that congestion control.
 // $OBJECTS holds the law-breaking objects of structops/testdata, $BPF the objects
 // of the catalogue.
 func TestSessions(t *testing.T) {
 	kerneltest.Privileged(t)
+	sessions(t, "testdata")
+}
+
+// TestGuestSessions runs the scripts that boot guests.
+func TestGuestSessions(t *testing.T) {
+	kerneltest.Privileged(t)
+	vmtest.Kernel(t, "debian-6.12")
+	sessions(t, "testdata/guest")
+}
+
+func sessions(t *testing.T, dir string) {
 	objects, err := filepath.Abs("../../structops/testdata")
 	if err != nil {
 		t.Fatal(err)
@@ -67,12 +80,13 @@ func TestSessions(t *testing.T) {
 		t.Fatal(err)
 	}
 	testscript.RunT(sequential{t}, testscript.Params{
-		Dir:                 "testdata",
+		Dir:                 dir,
 		UpdateScripts:       *update,
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("OBJECTS", objects)
 			env.Setenv("BPF", bpf)
+			env.Setenv("XDG_CACHE_HOME", filepath.Dir(filepath.Dir(vm.CacheDir()))) // the guests' kernels are there
 			before, err := kerneltest.Take()
 			env.Values["before"] = before
 			env.Defer(func() {
@@ -97,6 +111,7 @@ func TestSessions(t *testing.T) {
 			"other":     other,
 			"stale":     stale,
 			"patch":     patch,
+			"fulldisk":  fullDisk,
 		},
 	})
 }
@@ -174,6 +189,16 @@ func stale(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	defer m.Close()
 	ts.Check(m.Pin(args[0]))
+}
+
+func fullDisk(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: fulldisk SIZE DIR")
+	}
+	dir := ts.MkAbs(args[1])
+	ts.Check(os.Mkdir(dir, 0o755))
+	ts.Check(unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+args[0]+"m"))
+	ts.Defer(func() { ts.Check(unix.Unmount(dir, 0)) })
 }
 
 func patch(ts *testscript.TestScript, neg bool, args []string) {
