@@ -57,7 +57,7 @@ func TestMain(m *testing.M) {
 //
 // The condition [live:NAME] holds if the kernel has that congestion control.
 // $OBJECTS holds the law-breaking objects of structops/testdata, $BPF the objects
-// of the catalogue.
+// of the catalogue, $EXPERIMENTS the experiment files.
 func TestSessions(t *testing.T) {
 	kerneltest.Privileged(t)
 	sessions(t, "testdata")
@@ -79,6 +79,10 @@ func sessions(t *testing.T, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	experiments, err := filepath.Abs("../../experiments")
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.RunT(sequential{t}, testscript.Params{
 		Dir:                 dir,
 		UpdateScripts:       *update,
@@ -86,6 +90,7 @@ func sessions(t *testing.T, dir string) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("OBJECTS", objects)
 			env.Setenv("BPF", bpf)
+			env.Setenv("EXPERIMENTS", experiments)
 			env.Setenv("XDG_CACHE_HOME", filepath.Dir(filepath.Dir(vm.CacheDir()))) // the guests' kernels are there
 			before, err := kerneltest.Take()
 			env.Values["before"] = before
