@@ -38,12 +38,22 @@ func mountBPFFS() (warnings []string, err error) {
 	if st.Type == unix.BPF_FS_MAGIC {
 		return nil, nil
 	}
-	err = need("/", "CAP_SYS_ADMIN")
-	if err == nil {
-		err = unix.Mount("bpf", bpffs, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700")
-	}
-	if err != nil {
+	fail := func(err error) ([]string, error) {
 		return nil, fmt.Errorf("mount bpffs on %s: %w", bpffs, err)
+	}
+	if err := need("/", "CAP_SYS_ADMIN"); err != nil {
+		return fail(err)
+	}
+	dir, err := lockDir()
+	if err != nil {
+		return fail(err)
+	}
+	defer dir.Close()
+	if err := unix.Statfs(bpffs, &st); err == nil && st.Type == unix.BPF_FS_MAGIC {
+		return nil, nil // somebody was faster
+	}
+	if err := unix.Mount("bpf", bpffs, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+		return fail(err)
 	}
 	warnings = append(warnings, "mounted bpffs on "+bpffs)
 	if otherFile("/proc/self/ns/mnt", "/proc/1/ns/mnt") {
@@ -53,24 +63,19 @@ func mountBPFFS() (warnings []string, err error) {
 }
 
 // pin pins a registration in the place that is its name's. What is there already
-// can only be stale: the name belongs to whoever has it registered, and that is
-// the caller.
+// can only be stale: the caller has the lock, and the name is free or its own.
 func pin(l *structops.Link, name string) (path string, stale bool, err error) {
 	path = filepath.Join(pinDir, pinName(name))
-	for range 10 {
-		if err := os.Mkdir(pinDir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return "", false, err
+	if err := ownDir(pinDir); err != nil {
+		return "", false, err
+	}
+	err = l.Pin(path)
+	if errors.Is(err, fs.ErrExist) {
+		stale = true
+		if err := os.Remove(path); err != nil {
+			return "", false, fmt.Errorf("stale pin: %w", err)
 		}
-		switch err = l.Pin(path); {
-		case errors.Is(err, fs.ErrExist):
-			stale = true
-			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return "", false, fmt.Errorf("stale pin: %w", err)
-			}
-		case errors.Is(err, fs.ErrNotExist): // who took out the last pin has removed the directory
-		default:
-			return path, stale, err
-		}
+		err = l.Pin(path)
 	}
 	return path, stale, err
 }

@@ -22,7 +22,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 
 	"ccload/structops"
@@ -78,24 +77,33 @@ func Register(spec *structops.Spec, o Options) (*Registration, error) {
 	if err != nil {
 		return fail(err)
 	}
-	link, err := obj.Attach(ops.Map)
+	unlock, err := lock()
 	if err != nil {
-		if errors.Is(err, structops.ErrExists) { // somebody was faster
+		return fail(err)
+	}
+	defer unlock()
+	if err := free(ops.Name); err != nil { // somebody was faster
+		return fail(err)
+	}
+	var path string
+	var stale bool
+	link, err := obj.AttachPinned(ops.Map, func(l *structops.Link) (err error) {
+		path, stale, err = pin(l, ops.Name)
+		return err
+	})
+	if err != nil {
+		sweepPins()
+		if errors.Is(err, structops.ErrExists) { // another tool was
 			err = cmp.Or(free(ops.Name), err)
 		}
 		return fail(err)
 	}
 	defer link.Close() // the pin holds it from then on
-	pin, stale, err := pin(link, ops.Name)
-	if err != nil {
-		os.Remove(pinDir) // which fails, as it should, where other pins are in it
-		return fail(err)
-	}
 	if stale {
-		warnings = append(warnings, "replaced "+pin+", which a registration that is gone had left")
+		warnings = append(warnings, "replaced "+path+", which a registration that is gone had left")
 	}
 	return &Registration{
-		Name: ops.Name, MapID: link.MapID(), LinkID: link.LinkID(), Pin: pin,
+		Name: ops.Name, MapID: link.MapID(), LinkID: link.LinkID(), Pin: path,
 		Warnings: append(warnings, spec.Warnings...),
 	}, nil
 }
@@ -142,6 +150,11 @@ func Unregister(name string, o UnregisterOptions) (*Unregistration, error) {
 	fail := func(err error) (*Unregistration, error) {
 		return nil, fmt.Errorf("unregister %q: %w", name, err)
 	}
+	unlock, err := lock()
+	if err != nil {
+		return fail(err)
+	}
+	defer unlock()
 	e, err := find(name)
 	if err != nil {
 		return fail(err)

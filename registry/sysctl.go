@@ -50,11 +50,17 @@ type Change struct {
 // is not gives a *RestrictedError, or with allow is added to the list. It needs
 // CAP_NET_ADMIN, and for another namespace CAP_SYS_ADMIN.
 func SetDefault(ns *netns.NS, name string, allow bool) (*Change, error) {
+	fail := func(err error) (*Change, error) { return nil, fmt.Errorf("default %q: %w", name, err) }
+	if err := need("/", "CAP_NET_ADMIN"); err != nil {
+		return fail(err)
+	}
+	unlock, err := lock()
+	if err != nil {
+		return fail(err)
+	}
+	defer unlock()
 	c := &Change{After: name}
-	err := in(ns, func() (err error) {
-		if err := need("/", "CAP_NET_ADMIN"); err != nil {
-			return err
-		}
+	err = in(ns, func() (err error) {
 		if c.Before, err = readDefault("/"); err != nil {
 			return err
 		}
@@ -62,7 +68,7 @@ func SetDefault(ns *netns.NS, name string, allow bool) (*Change, error) {
 		var restricted *RestrictedError
 		if errors.As(err, &restricted) && allow {
 			c.Allowed = true
-			err = Allow(name)
+			err = changeAllowed(adding(name))
 		}
 		if err != nil {
 			return err
@@ -70,7 +76,7 @@ func SetDefault(ns *netns.NS, name string, allow bool) (*Change, error) {
 		return setDefault("/", name)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("default %q: %w", name, err)
+		return fail(err)
 	}
 	return c, nil
 }
@@ -139,25 +145,29 @@ func Allowed() (names []string, err error) {
 }
 
 // Allow adds a congestion control to the allowed ones. It needs CAP_NET_ADMIN.
-func Allow(name string) error {
-	return changeAllowed(func(names []string) []string {
-		if slices.Contains(names, name) {
-			return names
-		}
-		return append(names, name)
-	})
-}
+func Allow(name string) error { return locked(func() error { return changeAllowed(adding(name)) }) }
 
 // Disallow takes a congestion control from the allowed ones. It needs
 // CAP_NET_ADMIN.
 func Disallow(name string) error {
-	return changeAllowed(func(names []string) []string {
-		return slices.DeleteFunc(names, func(n string) bool { return n == name })
+	return locked(func() error {
+		return changeAllowed(func(names []string) []string {
+			return slices.DeleteFunc(names, func(n string) bool { return n == name })
+		})
 	})
 }
 
-// The kernel sets the list as a whole; two that change it at the same time can
-// undo each other's change.
+func adding(name string) func([]string) []string {
+	return func(names []string) []string {
+		if slices.Contains(names, name) {
+			return names
+		}
+		return append(names, name)
+	}
+}
+
+// changeAllowed is for whoever has the lock: the kernel sets the list as a whole,
+// and two that change it at the same time could undo each other's change.
 func changeAllowed(change func([]string) []string) error {
 	return inInitial(func() error {
 		if err := need("/", "CAP_NET_ADMIN"); err != nil {

@@ -32,11 +32,25 @@ type Link struct {
 //
 // ErrExists says that the name is taken, be it by a part of the kernel.
 func (o *Object) Attach(mapName string) (*Link, error) {
+	return o.AttachPinned(mapName, func(*Link) error { return nil })
+}
+
+// AttachPinned is Attach with a function that pins, called as soon as the process
+// could be killed and leave the registration without a pin. Without a BPF link,
+// which would end with the process, that is before it is registered: if this then
+// fails, a pin of what is not registered is left. If the function fails nothing
+// is registered.
+func (o *Object) AttachPinned(mapName string, pin func(*Link) error) (*Link, error) {
 	m, err := o.find(mapName)
 	if err != nil {
 		return nil, fmt.Errorf("attach: %w", err)
 	}
 	l := &Link{name: m.Name, mapFD: m.fd, fd: -1, mapID: m.id}
+	if !m.link {
+		if err := pin(l); err != nil {
+			return nil, err
+		}
+	}
 	if err := m.put(); err != nil {
 		return nil, attachError(m.Name, err)
 	}
@@ -47,6 +61,10 @@ func (o *Object) Attach(mapName string) (*Link, error) {
 		if l.id, err = linkID(l.fd); err != nil {
 			unix.Close(l.fd)
 			return nil, attachError(m.Name, err)
+		}
+		if err := pin(l); err != nil {
+			unix.Close(l.fd)
+			return nil, err
 		}
 	}
 	m.fd = -1 // it is the Link's now

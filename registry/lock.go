@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package registry
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"ccload/structops"
+
+	"golang.org/x/sys/unix"
+)
+
+// Whoever changes something holds the one lock of all ccloads: flock(2) on the
+// directory where bpffs is mounted. It ends with the process, however that ends.
+const (
+	lockWait = 10 * time.Second
+	lockPoll = 5 * time.Millisecond
+)
+
+// errLocked says that another ccload did not finish in time.
+var errLocked = fmt.Errorf("another ccload is at work: it has held the lock on %s for %v", bpffs, lockWait)
+
+// lock waits for the lock, mounts bpffs if need be, and sweeps what a ccload that
+// was killed has left half done. It is not reentrant.
+func lock() (unlock func(), err error) {
+	if _, err := mountBPFFS(); err != nil {
+		return nil, err
+	}
+	dir, err := lockDir()
+	if err != nil {
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	sweepPins()
+	return func() { dir.Close() }, nil
+}
+
+// locked runs fn with the lock.
+func locked(fn func() error) error {
+	unlock, err := lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return fn()
+}
+
+// lockDir locks whatever directory is at the path of bpffs.
+func lockDir() (*os.File, error) {
+	for deadline := time.Now().Add(lockWait); ; time.Sleep(lockPoll) {
+		dir, err := os.Open(bpffs)
+		if err != nil {
+			if errors.Is(err, fs.ErrPermission) {
+				err = &structops.PermissionError{Missing: []string{"CAP_SYS_ADMIN"}, Errno: unix.EACCES}
+			}
+			return nil, err
+		}
+		err = unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if now, serr := os.Stat(bpffs); err == nil && serr == nil {
+			if held, herr := dir.Stat(); herr == nil && os.SameFile(held, now) {
+				return dir, nil
+			}
+		}
+		dir.Close() // somebody has it, or has mounted bpffs over it
+		if err != nil && !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return nil, err
+		}
+		if time.Now().After(deadline) {
+			return nil, errLocked
+		}
+	}
+}
+
+// sweepPins removes the pins of names that are not registered (any more): of a map
+// that was pinned to be registered next, and of a registration that was ended.
+// What is no congestion control is not ours to remove.
+func sweepPins() {
+	entries, _ := os.ReadDir(pinDir)
+	var stale []string
+	for _, e := range entries {
+		if path := filepath.Join(pinDir, e.Name()); structops.Stale(path) {
+			stale = append(stale, path)
+		}
+	}
+	removePins(stale)
+}
+
+// ownDir makes a directory of pins, or sees that the one that is there belongs to
+// the caller alone: where anybody may write to bpffs, somebody else could have
+// made it.
+func ownDir(path string) error {
+	if err := os.Mkdir(path, 0o700); err == nil || !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	st, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
+	if sys, ok := st.Sys().(*syscall.Stat_t); !st.IsDir() || !ok || int(sys.Uid) != os.Geteuid() || st.Mode().Perm()&0o077 != 0 {
+		return fmt.Errorf("directory of pins %q: %w: it is not a directory that belongs to this user alone", path, fs.ErrPermission)
+	}
+	return nil
+}
