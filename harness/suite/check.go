@@ -14,6 +14,7 @@ import (
 
 	"ccload/harness"
 	"ccload/harness/trace"
+	"ccload/internal/yamlfile"
 )
 
 // check is a claim about what is measured.
@@ -73,7 +74,7 @@ func parseCheck(n *yaml.Node) (check, error) {
 			return nil
 		}
 	}
-	err := fields{
+	err := yamlfile.Fields{
 		"compare": keep("compare", compare, &quantity),
 		"measure": func(n *yaml.Node) error { has["measure"] = true; quantity = n; return nil },
 		"theory":  keep("theory", theory, &value),
@@ -89,8 +90,8 @@ func parseCheck(n *yaml.Node) (check, error) {
 				return true, nil
 			})
 		},
-		"why": func(n *yaml.Node) (err error) { c.why, err = text(n); return err },
-	}.parse(n)
+		"why": func(n *yaml.Node) (err error) { c.why, err = yamlfile.Text(n); return err },
+	}.Parse(n)
 	if err != nil {
 		return c, err
 	}
@@ -101,14 +102,14 @@ func parseCheck(n *yaml.Node) (check, error) {
 		}
 	}
 	if claims != 1 || has["compare"] == has["measure"] {
-		return c, wrong(n, "a check is compare: QUANTITY, or measure: QUANTITY with one of theory, is, least and most")
+		return c, yamlfile.Wrong(n, "a check is compare: QUANTITY, or measure: QUANTITY with one of theory, is, least and most")
 	}
 	var s string
 	if err := setNode(&s, quantity, find); err != nil {
 		return c, err
 	}
 	if c.together && !slices.Contains([]string{"cwnd_mean", "throughput"}, s) {
-		return c, wrong(quantity, "flows together: of cwnd_mean and throughput")
+		return c, yamlfile.Wrong(quantity, "flows together: of cwnd_mean and throughput")
 	}
 	switch c.kind {
 	case compare:
@@ -129,18 +130,18 @@ func parseCheck(n *yaml.Node) (check, error) {
 	}
 	switch {
 	case within != nil && (c.kind == least || c.kind == most):
-		return c, wrong(within, "a bound has no band")
+		return c, yamlfile.Wrong(within, "a bound has no band")
 	case within != nil:
 		return c, setNode(&c.within, within, c.quantity.unit.parseBand)
 	case c.kind == compare || c.kind == theory:
-		return c, wrong(n, "it has no band (within)")
+		return c, yamlfile.Wrong(n, "it has no band (within)")
 	}
 	return c, nil
 }
 
 // setNode parses the text of a node.
 func setNode[T any](to *T, n *yaml.Node, parse func(string) (T, error)) error {
-	return value(to, parse)(n)
+	return yamlfile.Value(to, parse)(n)
 }
 
 // unit is what a quantity is counted in.

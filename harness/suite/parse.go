@@ -3,7 +3,6 @@
 package suite
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -16,6 +15,7 @@ import (
 
 	"ccload/harness"
 	"ccload/harness/trace"
+	"ccload/internal/yamlfile"
 )
 
 // word is what may be the name of a directory.
@@ -24,152 +24,18 @@ var word = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 // Parse reads an experiment file. Errors begin with its name, the line and the
 // column.
 func Parse(file string, b []byte) (*Suite, error) {
-	var doc yaml.Node
-	if err := yaml.Load(b, &doc); err != nil {
-		var failed *yaml.LoadError
-		if errors.As(err, &failed) && failed.Mark.Line > 0 {
-			return nil, fmt.Errorf("%s:%d:%d: %s", file, failed.Mark.Line, max(1, failed.Mark.Column), failed.Message)
-		}
-		if len(strings.TrimSpace(string(b))) == 0 {
-			return nil, fmt.Errorf("%s: it is empty", file)
-		}
-		return nil, fmt.Errorf("%s: %w", file, err)
-	}
-	if len(doc.Content) == 0 {
-		return nil, fmt.Errorf("%s: it is empty", file)
-	}
 	s := &Suite{}
-	if err := s.parse(doc.Content[0]); err != nil {
-		var at *placed
-		if errors.As(err, &at) {
-			return nil, fmt.Errorf("%s:%d:%d: %w", file, at.line, at.column, at.err)
-		}
-		return nil, fmt.Errorf("%s: %w", file, err)
+	if err := yamlfile.Parse(file, b, s.parse); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
-
-// placed is an error with its place in the file.
-type placed struct {
-	line, column int
-	err          error
-}
-
-func (p *placed) Error() string { return p.err.Error() }
-
-func wrong(n *yaml.Node, format string, args ...any) error {
-	return &placed{n.Line, n.Column, fmt.Errorf(format, args...)}
-}
-
-// fields says what to do with the value of each key of a mapping.
-type fields map[string]func(*yaml.Node) error
-
-func (f fields) parse(n *yaml.Node) error {
-	n = resolved(n)
-	if n.Kind != yaml.MappingNode {
-		return wrong(n, "%s where keys with values should be", kind(n))
-	}
-	seen := map[string]bool{}
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		key, value := n.Content[i], n.Content[i+1]
-		set, ok := f[key.Value]
-		if !ok || key.Kind != yaml.ScalarNode {
-			return wrong(key, "unknown key %q: there are %s", key.Value, strings.Join(slices.Sorted(maps.Keys(f)), ", "))
-		}
-		if seen[key.Value] {
-			return wrong(key, "key %q: twice", key.Value)
-		}
-		seen[key.Value] = true
-		if err := set(value); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// resolved follows an alias to what it stands for, which is never an alias.
-func resolved(n *yaml.Node) *yaml.Node {
-	if n.Kind == yaml.AliasNode {
-		return n.Alias
-	}
-	return n
-}
-
-func kind(n *yaml.Node) string {
-	switch n.Kind {
-	case yaml.MappingNode:
-		return "a mapping"
-	case yaml.SequenceNode:
-		return "a list"
-	}
-	if n.ShortTag() == "!!null" {
-		return "nothing"
-	}
-	return fmt.Sprintf("%q", n.Value)
-}
-
-// text is a value that is written without structure.
-func text(n *yaml.Node) (string, error) {
-	n = resolved(n)
-	if n.Kind != yaml.ScalarNode || n.ShortTag() == "!!null" {
-		return "", wrong(n, "%s where a value should be", kind(n))
-	}
-	return n.Value, nil
-}
-
-// value makes a setter of what parses a text.
-func value[T any](to *T, parse func(string) (T, error)) func(*yaml.Node) error {
-	return func(n *yaml.Node) error {
-		s, err := text(n)
-		if err != nil {
-			return err
-		}
-		v, err := parse(s)
-		if err != nil {
-			return wrong(resolved(n), "%w", err)
-		}
-		*to = v
-		return nil
-	}
-}
-
-func list(n *yaml.Node, each func(*yaml.Node) error) error {
-	n = resolved(n)
-	if n.Kind != yaml.SequenceNode {
-		return wrong(n, "%s where a list should be", kind(n))
-	}
-	for _, e := range n.Content {
-		if err := each(e); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func asIs(s string) (string, error) { return s, nil }
 
 func name(s string) (string, error) {
 	if !word.MatchString(s) {
 		return "", fmt.Errorf("name %q: of letters, digits and . _ -", s)
 	}
 	return s, nil
-}
-
-func boolean(s string) (bool, error) {
-	if s != "true" && s != "false" {
-		return false, fmt.Errorf("%q: true or false", s)
-	}
-	return s == "true", nil
-}
-
-func whole(least, most int) func(string) (int, error) {
-	return func(s string) (int, error) {
-		v, err := strconv.Atoi(s)
-		if err != nil || v < least || v > most {
-			return 0, fmt.Errorf("%q: a whole number from %d to %d", s, least, most)
-		}
-		return v, nil
-	}
 }
 
 // parsePackets reads a number of packets, 20p, as ecn's.
@@ -202,21 +68,21 @@ func (s *Suite) parse(n *yaml.Node) error {
 	keep := func(to **yaml.Node) func(*yaml.Node) error {
 		return func(n *yaml.Node) error { *to = n; return nil }
 	}
-	keys := fields{
-		"name":        value(&s.Name, name),
-		"description": value(&s.Description, asIs),
+	keys := yamlfile.Fields{
+		"name":        yamlfile.Value(&s.Name, name),
+		"description": yamlfile.Value(&s.Description, yamlfile.AsIs),
 		"defaults":    keep(&defaults),
 		"runs":        keep(&runs),
 	}
 	maps.Copy(keys, base.whose())
-	if err := keys.parse(n); err != nil {
+	if err := keys.Parse(n); err != nil {
 		return err
 	}
 	if s.Name == "" {
-		return wrong(n, "it has no name")
+		return yamlfile.Wrong(n, "it has no name")
 	}
 	if runs == nil {
-		return wrong(n, "it has no runs")
+		return yamlfile.Wrong(n, "it has no runs")
 	}
 	baseLink := link{}
 	if defaults != nil {
@@ -225,18 +91,18 @@ func (s *Suite) parse(n *yaml.Node) error {
 		}
 	}
 	names := map[string]bool{}
-	err := list(runs, func(n *yaml.Node) error {
-		n = resolved(n)
+	err := yamlfile.List(runs, func(n *yaml.Node) error {
+		n = yamlfile.Resolved(n)
 		r, l := base, maps.Clone(baseLink)
 		r.checks = slices.Clone(base.checks)
-		if err := r.parse(n, &l, fields{"name": value(&r.name, name)}); err != nil {
+		if err := r.parse(n, &l, yamlfile.Fields{"name": yamlfile.Value(&r.name, name)}); err != nil {
 			return err
 		}
 		if r.name == "" {
-			return wrong(n, "the run has no name")
+			return yamlfile.Wrong(n, "the run has no name")
 		}
 		if names[r.name] {
-			return wrong(n, "run %q: there is another of this name", r.name)
+			return yamlfile.Wrong(n, "run %q: there is another of this name", r.name)
 		}
 		names[r.name] = true
 		if err := l.apply(&r.experiment.Link); err != nil {
@@ -252,26 +118,26 @@ func (s *Suite) parse(n *yaml.Node) error {
 		return err
 	}
 	if len(s.runs) == 0 {
-		return wrong(runs, "there are no runs")
+		return yamlfile.Wrong(runs, "there are no runs")
 	}
 	return nil
 }
 
 // whose are the keys that name congestion controls.
-func (r *run) whose() fields {
+func (r *run) whose() yamlfile.Fields {
 	var from *yaml.Node // what has set them on this level
 	once := func(set func(*yaml.Node) error) func(*yaml.Node) error {
 		return func(n *yaml.Node) error {
 			if from != nil {
-				return wrong(n, "cc and pairs: one of them")
+				return yamlfile.Wrong(n, "cc and pairs: one of them")
 			}
 			from, r.pairs = n, nil
 			return set(n)
 		}
 	}
-	return fields{
+	return yamlfile.Fields{
 		"cc":    once(r.pair),
-		"pairs": once(func(n *yaml.Node) error { return list(n, r.pair) }),
+		"pairs": once(func(n *yaml.Node) error { return yamlfile.List(n, r.pair) }),
 	}
 }
 
@@ -280,83 +146,83 @@ func (r *run) pair(n *yaml.Node) error {
 	var pair []string
 	add := func(n *yaml.Node) error {
 		var cc string
-		if err := value(&cc, congestionControl)(n); err != nil {
+		if err := yamlfile.Value(&cc, congestionControl)(n); err != nil {
 			return err
 		}
 		if slices.Contains(pair, cc) {
-			return wrong(resolved(n), "%q: twice", cc)
+			return yamlfile.Wrong(yamlfile.Resolved(n), "%q: twice", cc)
 		}
 		pair = append(pair, cc)
 		return nil
 	}
 	err := error(nil)
-	if resolved(n).Kind == yaml.ScalarNode {
+	if yamlfile.Resolved(n).Kind == yaml.ScalarNode {
 		err = add(n)
 	} else {
-		err = list(n, add)
+		err = yamlfile.List(n, add)
 	}
 	if err == nil && (len(pair) < 1 || len(pair) > 2) {
-		err = wrong(resolved(n), "%d congestion controls: one under test, and its reference", len(pair))
+		err = yamlfile.Wrong(yamlfile.Resolved(n), "%d congestion controls: one under test, and its reference", len(pair))
 	}
 	r.pairs = append(r.pairs, pair)
 	return err
 }
 
 // parse reads what a run and the defaults have in common, and some keys more.
-func (r *run) parse(n *yaml.Node, l *link, more fields) error {
+func (r *run) parse(n *yaml.Node, l *link, more yamlfile.Fields) error {
 	e := &r.experiment
-	keys := fields{
+	keys := yamlfile.Fields{
 		"link":     l.parse,
-		"duration": value(&e.Duration, harness.ParseTime),
-		"seed":     value(&e.Seed, seed),
-		"interval": value(&e.Interval, harness.ParseTime),
-		"per_ack":  value(&e.PerAck, boolean),
-		"repeat":   value(&r.repeat, whole(1, 1000)),
-		"from":     value(&r.from, harness.ParseTime),
-		"until":    value(&r.until, harness.ParseTime),
+		"duration": yamlfile.Value(&e.Duration, harness.ParseTime),
+		"seed":     yamlfile.Value(&e.Seed, seed),
+		"interval": yamlfile.Value(&e.Interval, harness.ParseTime),
+		"per_ack":  yamlfile.Value(&e.PerAck, yamlfile.Bool),
+		"repeat":   yamlfile.Value(&r.repeat, yamlfile.Whole(1, 1000)),
+		"from":     yamlfile.Value(&r.from, harness.ParseTime),
+		"until":    yamlfile.Value(&r.until, harness.ParseTime),
 		"epochs": func(n *yaml.Node) error {
 			var s string
-			if err := value(&s, asIs)(n); err != nil {
+			if err := yamlfile.Value(&s, yamlfile.AsIs)(n); err != nil {
 				return err
 			}
 			if s != "whole" {
-				return wrong(resolved(n), "epochs %q: whole, or left out", s)
+				return yamlfile.Wrong(yamlfile.Resolved(n), "epochs %q: whole, or left out", s)
 			}
 			r.epochs = true
 			return nil
 		},
 		"flows": func(n *yaml.Node) error {
 			e.Flows = nil
-			if resolved(n).Kind == yaml.ScalarNode {
+			if yamlfile.Resolved(n).Kind == yaml.ScalarNode {
 				var count int
-				err := value(&count, whole(1, 1000))(n)
+				err := yamlfile.Value(&count, yamlfile.Whole(1, 1000))(n)
 				for range count {
 					e.Flows = append(e.Flows, trace.Flow{CC: underTest})
 				}
 				return err
 			}
-			return list(n, func(n *yaml.Node) error {
+			return yamlfile.List(n, func(n *yaml.Node) error {
 				f := trace.Flow{CC: underTest}
 				var bytes int
-				err := fields{
-					"cc": value(&f.CC, func(s string) (string, error) {
+				err := yamlfile.Fields{
+					"cc": yamlfile.Value(&f.CC, func(s string) (string, error) {
 						if s == underTest {
 							return s, nil
 						}
 						return congestionControl(s)
 					}),
-					"start":    value(&f.Start, harness.ParseTime),
-					"duration": value(&f.Duration, harness.ParseTime),
-					"rate":     value(&f.Rate, harness.ParseRate),
-					"bytes":    value(&bytes, whole(1, math.MaxInt)),
-				}.parse(n)
+					"start":    yamlfile.Value(&f.Start, harness.ParseTime),
+					"duration": yamlfile.Value(&f.Duration, harness.ParseTime),
+					"rate":     yamlfile.Value(&f.Rate, harness.ParseRate),
+					"bytes":    yamlfile.Value(&bytes, yamlfile.Whole(1, math.MaxInt)),
+				}.Parse(n)
 				f.Bytes = int64(bytes)
 				e.Flows = append(e.Flows, f)
 				return err
 			})
 		},
 		"checks": func(n *yaml.Node) error {
-			return list(n, func(n *yaml.Node) error {
+			return yamlfile.List(n, func(n *yaml.Node) error {
 				c, err := parseCheck(n)
 				r.checks = append(r.checks, c)
 				return err
@@ -365,7 +231,7 @@ func (r *run) parse(n *yaml.Node, l *link, more fields) error {
 	}
 	maps.Copy(keys, r.whose())
 	maps.Copy(keys, more)
-	return keys.parse(n)
+	return keys.Parse(n)
 }
 
 // link holds the values of a link's keys until all are known: what a buffer is
@@ -376,14 +242,14 @@ func (l *link) parse(n *yaml.Node) error {
 	if *l == nil {
 		*l = link{}
 	}
-	keys := fields{}
+	keys := yamlfile.Fields{}
 	for _, key := range []string{"kind", "rate", "rtt", "buffer", "mtu", "loss", "ecn", "burst"} {
 		keys[key] = func(n *yaml.Node) error {
 			(*l)[key] = n
 			return nil
 		}
 	}
-	return keys.parse(n)
+	return keys.Parse(n)
 }
 
 func (l link) apply(to *trace.Link) error {
@@ -392,17 +258,17 @@ func (l link) apply(to *trace.Link) error {
 		key string
 		set func(*yaml.Node) error
 	}{
-		{"kind", value(&to.Kind, asIs)},
-		{"mtu", value(&to.MTU, whole(1, 1<<16))}, // before the buffer
-		{"rate", value(&to.Rate, harness.ParseRate)},
-		{"rtt", value(&to.RTT, harness.ParseTime)},
-		{"buffer", value(&to.Buffer, func(s string) (packets int, err error) {
+		{"kind", yamlfile.Value(&to.Kind, yamlfile.AsIs)},
+		{"mtu", yamlfile.Value(&to.MTU, yamlfile.Whole(1, 1<<16))}, // before the buffer
+		{"rate", yamlfile.Value(&to.Rate, harness.ParseRate)},
+		{"rtt", yamlfile.Value(&to.RTT, harness.ParseTime)},
+		{"buffer", yamlfile.Value(&to.Buffer, func(s string) (packets int, err error) {
 			packets, to.BufferBDP, err = harness.ParseBuffer(s, to.MTU)
 			return packets, err
 		})},
-		{"loss", value(&to.Loss, harness.ParseLoss)},
-		{"ecn", value(&to.ECN, harness.ParseECN)},
-		{"burst", value(&to.Burst, parsePackets)},
+		{"loss", yamlfile.Value(&to.Loss, harness.ParseLoss)},
+		{"ecn", yamlfile.Value(&to.ECN, harness.ParseECN)},
+		{"burst", yamlfile.Value(&to.Burst, parsePackets)},
 	} {
 		if n := l[k.key]; n != nil {
 			if err := k.set(n); err != nil {
@@ -419,17 +285,17 @@ func (r *run) finish(n *yaml.Node) error {
 		r.experiment.Flows = []trace.Flow{{CC: underTest}}
 	}
 	if !slices.ContainsFunc(r.experiment.Flows, func(f trace.Flow) bool { return f.CC == underTest }) {
-		return wrong(n, "run %q: none of its flows is of the congestion control under test", r.name)
+		return yamlfile.Wrong(n, "run %q: none of its flows is of the congestion control under test", r.name)
 	}
 	e, err := harness.Defaults(r.experiment)
 	if err != nil {
-		return wrong(n, "run %q: %w", r.name, err)
+		return yamlfile.Wrong(n, "run %q: %w", r.name, err)
 	}
 	if r.until == 0 {
 		r.until = e.Duration
 	}
 	if !(r.from < r.until) || r.until > e.Duration {
-		return wrong(n, "run %q: measured from %g s until %g s: it lasts %g s", r.name, r.from, r.until, e.Duration)
+		return yamlfile.Wrong(n, "run %q: measured from %g s until %g s: it lasts %g s", r.name, r.from, r.until, e.Duration)
 	}
 	for i := range r.checks {
 		c := &r.checks[i]
@@ -438,10 +304,10 @@ func (r *run) finish(n *yaml.Node) error {
 		}
 		x, err := c.theory.of(e.Link, len(e.Flows))
 		if err != nil {
-			return wrong(c.at, "run %q: theory %q: %w", r.name, c.theory.name, err)
+			return yamlfile.Wrong(c.at, "run %q: theory %q: %w", r.name, c.theory.name, err)
 		}
 		if _, ok := x.values[c.quantity.name]; !ok {
-			return wrong(c.at, "run %q: theory %q says nothing of %s: it does of %s",
+			return yamlfile.Wrong(c.at, "run %q: theory %q says nothing of %s: it does of %s",
 				r.name, c.theory.name, c.quantity.name, strings.Join(slices.Sorted(maps.Keys(x.values)), ", "))
 		}
 	}
