@@ -36,21 +36,42 @@ extern unsigned long CONFIG_HZ __kconfig;
 
 /*
  * STRUCT_OPS(type, name, type1, arg1, ...) { body } defines a callback. The
- * kernel hands the arguments over as an array of 64-bit words; this unpacks
+ * kernel hands the arguments over as an array of 64-bit words, ctx; this unpacks
  * them. In an ops table it stands as (void *)name.
  */
 #define STRUCT_OPS(ret, name, ...) STRUCT_OPS_N(__VA_ARGS__, 3, _, 2, _, 1, _)(ret, name, __VA_ARGS__)
 #define STRUCT_OPS_N(a, b, c, d, e, f, n, ...) STRUCT_OPS_##n
 #define STRUCT_OPS_1(ret, name, T1, a1) \
-	STRUCT_OPS_BODY(ret, name, (T1 a1), ((T1)ctx[0]))
+	STRUCT_OPS_BODY(ret, name, (__u64 *ctx, T1 a1), (ctx, (T1)ctx[0]))
 #define STRUCT_OPS_2(ret, name, T1, a1, T2, a2) \
-	STRUCT_OPS_BODY(ret, name, (T1 a1, T2 a2), ((T1)ctx[0], (T2)ctx[1]))
+	STRUCT_OPS_BODY(ret, name, (__u64 *ctx, T1 a1, T2 a2), (ctx, (T1)ctx[0], (T2)ctx[1]))
 #define STRUCT_OPS_3(ret, name, T1, a1, T2, a2, T3, a3) \
-	STRUCT_OPS_BODY(ret, name, (T1 a1, T2 a2, T3 a3), ((T1)ctx[0], (T2)ctx[1], (T3)ctx[2]))
+	STRUCT_OPS_BODY(ret, name, (__u64 *ctx, T1 a1, T2 a2, T3 a3), (ctx, (T1)ctx[0], (T2)ctx[1], (T3)ctx[2]))
 #define STRUCT_OPS_BODY(ret, name, params, args)                                      \
 	static __always_inline ret name##_body params;                                \
 	SEC("struct_ops/" #name) ret name(__u64 *ctx) { return name##_body args; }     \
 	static __always_inline ret name##_body params
+
+/*
+ * A policy is a function that a user's program may take the place of while it
+ * runs (ccload extend). Weak, so that the compiler assumes nothing of it: its
+ * callers have to bear whatever it returns.
+ *
+ * Kernels that are locked down do not let functions be replaced. There a
+ * callback can have a slot for the policy: SLOT(policy) before it, and in it, once
+ * its book-keeping is done, CALL_SLOT(policy). A user's program in the slot then
+ * does the rest of the callback; without one CALL_SLOT does nothing.
+ */
+#define POLICY __weak __noinline
+#define SLOT(policy)                                                                   \
+	struct {                                                                      \
+		int (*type)[3]; /* BPF_MAP_TYPE_PROG_ARRAY */                         \
+		int (*key_size)[4];                                                   \
+		int (*value_size)[4];                                                 \
+		int (*max_entries)[1];                                                \
+	} policy##_slot SEC(".maps");                                                 \
+	_Static_assert(sizeof(#policy "_slot") <= 16, "the kernel cuts names of maps")
+#define CALL_SLOT(policy) bpf_tail_call(ctx, &policy##_slot, 0)
 
 /* The section of an ops table: registered through a BPF link where there are links. */
 #ifndef CONGESTION_OPS
@@ -144,6 +165,7 @@ extern void tcp_reno_cong_avoid(struct sock *sk, __u32 ack, __u32 acked) __ksym;
 extern __u32 tcp_reno_undo_cwnd(struct sock *sk) __ksym;
 
 /* Helpers: bpf-helpers(7). */
+static long (*const bpf_tail_call)(void *ctx, void *map, __u32 index) = (void *)12;
 static __u64 (*const bpf_jiffies64)(void) = (void *)118;
 static long (*const bpf_tcp_send_ack)(void *tp, __u32 rcv_nxt) = (void *)116;
 static long (*const bpf_setsockopt)(void *sk, int level, int name, void *value, int len) = (void *)49;

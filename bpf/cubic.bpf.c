@@ -283,6 +283,14 @@ STRUCT_OPS(void, bpf_cubic_cong_avoid, struct sock *, sk, __u32, ack, __u32, ack
 	tcp_cong_avoid_ai(tp, ca->cnt, acked);
 }
 
+/* Segments of the window that are kept after a loss (section 4.6). */
+POLICY __u32 backoff(__u32 cwnd)
+{
+	return cwnd * beta / SCALE;
+}
+
+SLOT(backoff);
+
 STRUCT_OPS(__u32, bpf_cubic_ssthresh, struct sock *, sk)
 {
 	struct bpf_cubic *ca = inet_csk_ca(sk);
@@ -294,7 +302,8 @@ STRUCT_OPS(__u32, bpf_cubic_ssthresh, struct sock *, sk)
 		ca->w_max = cwnd * (SCALE + beta) / (2 * SCALE);
 	else
 		ca->w_max = cwnd;
-	return max(cwnd * beta / SCALE, 2);
+	CALL_SLOT(backoff);
+	return max(backoff(cwnd), 2);
 }
 
 STRUCT_OPS(void, bpf_cubic_set_state, struct sock *, sk, __u8, state)

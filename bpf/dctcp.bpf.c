@@ -63,14 +63,19 @@ __noinline __u32 dctcp_alpha(__u32 alpha, __u32 delivered, __u32 delivered_ce)
 	return next < DCTCP_MAX_ALPHA ? next : DCTCP_MAX_ALPHA;
 }
 
-/* A loss counts in full: half the window (section 3.4). */
+/* A loss counts in full: half the window, in segments, is kept (section 3.4). */
+POLICY __u32 backoff(__u32 cwnd)
+{
+	return cwnd / 2;
+}
+
 static __always_inline void react_to_loss(struct sock *sk)
 {
 	struct tcp_sock *tp = tcp_sk(sk);
 	struct bpf_dctcp *ca = inet_csk_ca(sk);
 
 	ca->loss_cwnd = tp->snd_cwnd;
-	tp->snd_ssthresh = max(tp->snd_cwnd / 2, 2);
+	tp->snd_ssthresh = max(backoff(tp->snd_cwnd), 2);
 }
 
 /* Sets or clears ECE on what this end sends. */
@@ -123,14 +128,22 @@ STRUCT_OPS(void, bpf_dctcp_init, struct sock *, sk)
 	new_window(tp, ca);
 }
 
-/* The window is reduced by alpha / 2 (section 3.3, equation 2). */
+/* Marks: the window, in segments, is reduced by alpha / 2 (section 3.3, equation 2). */
+POLICY __u32 reduce(__u32 cwnd, __u32 alpha)
+{
+	return cwnd - ((__u64)cwnd * alpha >> (SCALE_BITS + 1));
+}
+
+SLOT(reduce);
+
 STRUCT_OPS(__u32, bpf_dctcp_ssthresh, struct sock *, sk)
 {
 	struct bpf_dctcp *ca = inet_csk_ca(sk);
 	__u32 cwnd = tcp_sk(sk)->snd_cwnd;
 
 	ca->loss_cwnd = cwnd;
-	return max(cwnd - ((__u64)cwnd * ca->alpha >> (SCALE_BITS + 1)), 2);
+	CALL_SLOT(reduce);
+	return max(reduce(cwnd, ca->alpha), 2);
 }
 
 /* Every ACK: at the end of a window's worth of data, take the sample. */

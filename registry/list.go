@@ -64,6 +64,7 @@ type Details struct {
 	Map        string   `json:"map,omitempty"`         // name of the BPF map, cut to 15 bytes by the kernel
 	Flags      []string `json:"flags,omitempty"`       // of the BPF map
 	DefaultIn  []string `json:"default_in,omitempty"`  // network namespaces whose default it is: names, "pid N", or "this one"
+	Functions  []Policy `json:"functions,omitempty"`   // that programs may take the place of
 	SocketList []Socket `json:"socket_list,omitempty"` // in the namespaces that the caller can see
 }
 
@@ -107,6 +108,9 @@ func Lookup(name string) (*Details, []string, error) {
 	d := &Details{Entry: *e, DefaultIn: labels(seen.defaults[name]), SocketList: seen.sockets[name]}
 	if e.info != nil {
 		d.Map, d.Flags = e.info.Map, flagNames(e.info.Flags)
+		if d.Functions, err = policies(e.info); err != nil {
+			more = append(more, "what can be extended is not known: "+err.Error())
+		}
 	}
 	return d, append(warnings, more...), nil
 }

@@ -191,6 +191,9 @@ func Unregister(name string, o UnregisterOptions) (*Unregistration, error) {
 		}
 		return fail(err)
 	}
+	if err := dropExtensions(name); err != nil {
+		u.Warnings = append(u.Warnings, "its extensions: "+err.Error())
+	}
 	if err := removePins(u.Pins); err != nil {
 		u.Warnings = append(u.Warnings, "a pin that holds nothing more: "+err.Error())
 	}

@@ -18,6 +18,7 @@ import (
 const (
 	structOpsMap    = 26 // BPF_MAP_TYPE_STRUCT_OPS
 	structOpsLink   = 9  // BPF_LINK_TYPE_STRUCT_OPS
+	tracingLink     = 2  // BPF_LINK_TYPE_TRACING
 	structOpsAttach = 44 // BPF_STRUCT_OPS
 )
 
@@ -91,6 +92,13 @@ func createLink(mapFD int) (int, error) {
 		uint32(mapFD), 0, structOpsAttach, 0})
 }
 
+// createReplacement puts an extension program in the place of a function of
+// another program; function is its id in that program's BTF.
+func createReplacement(extension, program int, function uint32) (int, error) {
+	return bpf(unix.BPF_LINK_CREATE, &struct{ prog, target, attachType, flags, function uint32 }{
+		uint32(extension), uint32(program), 0, 0, function})
+}
+
 func updateLink(fd, newMap, oldMap int) error {
 	_, err := bpf(unix.BPF_LINK_UPDATE, &struct{ fd, newMap, flags, oldMap uint32 }{
 		uint32(fd), uint32(newMap), unix.BPF_F_REPLACE, uint32(oldMap)})
@@ -150,6 +158,13 @@ type linkInfo struct {
 	Type, ID, Prog, _ uint32
 	Map               uint32
 	_                 uint32
+}
+
+// tracingInfo is the beginning of struct bpf_link_info, of a link of an extension.
+type tracingInfo struct {
+	Type, ID, Prog, _                  uint32
+	AttachType, Target, TargetFunction uint32
+	_                                  uint32
 }
 
 // progInfo is the beginning of struct bpf_prog_info.

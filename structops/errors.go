@@ -114,18 +114,23 @@ func lockdown(line string) string {
 type VerifierError struct {
 	Program string
 	Member  string
+	Policy  string // in the place of Member: it is an extension
 	Err     *ebpf.VerifierError
 }
 
 func (e *VerifierError) Error() string {
+	what := fmt.Sprintf("program %q for member %q", e.Program, e.Member)
+	if e.Policy != "" {
+		what = fmt.Sprintf("program %q for function %q", e.Program, e.Policy)
+	}
 	reason, source := decisive(e.Err.Log)
 	if reason == "" {
-		return fmt.Sprintf("program %q for member %q: refused by the kernel: %v", e.Program, e.Member, e.Err.Cause)
+		return fmt.Sprintf("%s: refused by the kernel: %v", what, e.Err.Cause)
 	}
 	if source != "" {
 		source = " (at " + source + ")"
 	}
-	return fmt.Sprintf("program %q for member %q: refused by the verifier: %s%s: %v", e.Program, e.Member, reason, source, e.Err.Cause)
+	return fmt.Sprintf("%s: refused by the verifier: %s%s: %v", what, reason, source, e.Err.Cause)
 }
 
 func (e *VerifierError) Unwrap() error { return e.Err }

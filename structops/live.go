@@ -7,6 +7,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"unsafe"
 
 	"github.com/cilium/ebpf/btf"
@@ -113,6 +115,31 @@ func Inspect(mapID uint32) (*Info, error) {
 	if i == nil {
 		return fail(fmt.Errorf("%w: it is %w", ErrNotFound, errForeign))
 	}
+	return i, nil
+}
+
+// Info describes a congestion control that is loaded as Live would, if it were
+// registered: its map and its programs. "" is the only one that is loaded.
+func (o *Object) Info(mapName string) (*Info, error) {
+	m, err := o.find(mapName)
+	if err != nil {
+		return nil, err
+	}
+	i := &Info{Name: m.Name, Map: m.Map, MapID: m.id, Flags: m.Flags, byLink: m.link}
+	seen := map[uint32]bool{}
+	for _, member := range slices.Sorted(maps.Keys(m.Programs)) {
+		info, err := o.coll.Programs[key(m.Programs[member], member)].Info()
+		if err != nil {
+			return nil, fmt.Errorf("program %q: %w", m.Programs[member], err)
+		}
+		id, _ := info.ID()
+		one := Member{Member: member, ID: uint32(id)}
+		if err := i.readProgram(&one, seen); err != nil {
+			return nil, fmt.Errorf("program %q: %w", m.Programs[member], permission("", err, looking...))
+		}
+		i.Members = append(i.Members, one)
+	}
+	sortParams(i.Params)
 	return i, nil
 }
 

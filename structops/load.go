@@ -245,7 +245,7 @@ func loadError(coll *ebpf.CollectionSpec, err error) error {
 	}
 	var ve *ebpf.VerifierError
 	if errors.As(err, &ve) && len(ve.Log) > 0 {
-		return &VerifierError{program, member, ve}
+		return &VerifierError{Program: program, Member: member, Err: ve}
 	}
 	if errors.Is(err, unix.EPERM) {
 		return permission("", err, loading...)
@@ -254,7 +254,7 @@ func loadError(coll *ebpf.CollectionSpec, err error) error {
 		return fmt.Errorf("program %q for member %q: kernel function %q: %w, or lacks the module that has it", program, member, missing, ErrKernel)
 	}
 	if ve != nil {
-		return &VerifierError{program, member, ve}
+		return &VerifierError{Program: program, Member: member, Err: ve}
 	}
 	return err
 }

@@ -58,16 +58,9 @@ func Parse(obj []byte) (*Spec, error) {
 }
 
 func parse(obj []byte) (*Spec, error) {
-	f, err := openObject(obj)
+	f, types, err := openTyped(obj)
 	if err != nil {
 		return nil, err
-	}
-	types, err := btf.LoadSpecFromReader(bytes.NewReader(obj))
-	if errors.Is(err, btf.ErrNotFound) {
-		return nil, ErrNoBTF
-	}
-	if err != nil {
-		return nil, fmt.Errorf("BTF: %w", err)
 	}
 	s := &Spec{weak: map[string]bool{}}
 	var others []string
@@ -101,16 +94,21 @@ func parse(obj []byte) (*Spec, error) {
 	for _, other := range others {
 		s.Warnings = append(s.Warnings, "map "+other+": left out")
 	}
-	if s.License, err = f.license(); err != nil {
-		return nil, err
-	}
-	if s.coll, err = ebpf.LoadCollectionSpecFromReader(bytes.NewReader(f.hidden())); err != nil {
-		return nil, err
-	}
-	if err := s.readKconfig(f, types); err != nil {
+	if err := s.readPrograms(f, types); err != nil {
 		return nil, err
 	}
 	return s, s.checkPrograms()
+}
+
+// readPrograms reads all but the ops.
+func (s *Spec) readPrograms(f *object, types *btf.Spec) (err error) {
+	if s.License, err = f.license(); err != nil {
+		return err
+	}
+	if s.coll, err = ebpf.LoadCollectionSpecFromReader(bytes.NewReader(f.hidden())); err != nil {
+		return err
+	}
+	return s.readKconfig(f, types)
 }
 
 // checkPrograms looks at the programs from both sides: those that the ops name
@@ -257,6 +255,22 @@ type object struct {
 	*elf.File
 	raw     []byte
 	symbols []elf.Symbol
+}
+
+// openTyped opens an object that has BTF.
+func openTyped(obj []byte) (*object, *btf.Spec, error) {
+	f, err := openObject(obj)
+	if err != nil {
+		return nil, nil, err
+	}
+	types, err := btf.LoadSpecFromReader(bytes.NewReader(obj))
+	if errors.Is(err, btf.ErrNotFound) {
+		return nil, nil, ErrNoBTF
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("BTF: %w", err)
+	}
+	return f, types, nil
 }
 
 func openObject(obj []byte) (*object, error) {

@@ -9,6 +9,7 @@
 #define g dctcp_g
 #define SCALE_BITS DCTCP_SCALE_BITS
 #define new_window dctcp_new_window
+#define backoff dctcp_backoff
 #include "../dctcp.bpf.c"
 
 struct call {

@@ -145,18 +145,23 @@ func readObject(verb, what string) ([]byte, *cc.Algorithm, error) {
 	if alg := cc.Lookup(what); alg != nil && !strings.ContainsRune(what, '/') {
 		return alg.Object(), alg, nil
 	}
-	b, err := os.ReadFile(what)
+	b, err := readFile(verb, what)
 	if errors.Is(err, fs.ErrNotExist) && !strings.ContainsRune(what, '/') && !strings.HasSuffix(what, ".o") {
 		return nil, nil, hinted{fmt.Errorf("%s %q: neither in the catalogue (%s) nor a file", verb, what, catalogue()),
 			didYouMean(registry.Nearest(what, strings.Split(catalogue(), ", ")), "")}
 	}
+	return b, nil, err
+}
+
+func readFile(verb, path string) ([]byte, error) {
+	b, err := os.ReadFile(path)
 	if e, ok := errors.AsType[*fs.PathError](err); ok {
 		err = e.Err // the path is said already
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s %q: %w", verb, what, err)
+		return nil, fmt.Errorf("%s %q: %w", verb, path, err)
 	}
-	return b, nil, nil
+	return b, nil
 }
 
 func parseFile(path string, obj []byte, settings map[string]string) (*structops.Spec, error) {

@@ -148,6 +148,19 @@ func (a *app) showText(s *shown) {
 		}
 		w.Flush()
 	}
+	if len(s.Functions) > 0 {
+		a.printf("\nfunctions that can be extended\n")
+		w := a.table()
+		w.row("  FUNCTION", "DECLARATION", "COPIES IN", "SLOT IN", "EXTENDED BY")
+		for _, f := range s.Functions {
+			by := ""
+			if f.Extended != nil {
+				by = fmt.Sprintf("%s (%s)", f.Extended.Program, f.Extended.How)
+			}
+			w.row("  "+f.Name, f.Signature, strings.Join(f.Copies, ", "), f.Slot, by)
+		}
+		w.Flush()
+	}
 	switch {
 	case len(s.Tunables) > 0:
 		a.printf("\ntunables\n")

@@ -129,15 +129,17 @@ func files(t *testing.T, pkg string) map[string][]byte {
 	}
 	const repository = "../.."
 	out := map[string][]byte{path.Join(root, pkg, "test"): read(vmtest.Test(t, "ccload/"+pkg))}
-	objects, err := filepath.Glob(filepath.Join(repository, "bpf/*.bpf.o"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, o := range objects {
-		out[path.Join(root, "bpf", filepath.Base(o))] = read(o)
+	for _, dir := range []string{"bpf", "bpf/examples"} {
+		objects, err := filepath.Glob(filepath.Join(repository, dir, "*.bpf.o"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range objects {
+			out[path.Join(root, dir, filepath.Base(o))] = read(o)
+		}
 	}
 	data := filepath.Join(repository, pkg, "testdata")
-	err = filepath.WalkDir(data, func(file string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(data, func(file string, d fs.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() {
 			out[path.Join(root, pkg, "testdata", strings.TrimPrefix(file, data))] = read(file)
 		}

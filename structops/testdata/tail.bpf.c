@@ -3,8 +3,6 @@
 /* A program that no table refers to, but a map of programs does: its section names the member. */
 #include "ccload.bpf.h"
 
-static long (*const bpf_tail_call)(void *ctx, void *map, __u32 index) = (void *)12;
-
 SEC("struct_ops/cong_avoid") void so_tail(__u64 *ctx) {}
 
 struct {
