@@ -243,15 +243,10 @@ func parseExtension(obj []byte) (*Extension, error) {
 		policy, isSlot := strings.CutSuffix(name, slotSuffix)
 		switch {
 		case p.Type == ebpf.Extension && kind == "freplace" && target != "":
-			fn := btf.FuncMetadata(&p.Instructions[0])
-			if fn == nil {
+			if form.proto = proto(p); form.proto == nil {
 				return nil, fmt.Errorf("program %q: %w", name, ErrNoBTF)
 			}
-			proto, ok := fn.Type.(*btf.FuncProto)
-			if !ok {
-				return nil, fmt.Errorf("program %q: %w: its type is not valid", name, ErrObject)
-			}
-			form.How, form.Policy, form.proto = Freplace, target, proto
+			form.How, form.Policy = Freplace, target
 		case p.Type == ebpf.StructOps && isSlot && policy != "" && target != "":
 			form.How, form.Policy, form.Member = TailCall, policy, target
 		default:
@@ -270,6 +265,19 @@ func parseExtension(obj []byte) (*Extension, error) {
 		return cmp.Or(cmp.Compare(a.Policy, b.Policy), cmp.Compare(a.How, b.How))
 	})
 	return e, nil
+}
+
+// proto is the type of a program; nil if its BTF does not tell.
+func proto(p *ebpf.ProgramSpec) *btf.FuncProto {
+	if len(p.Instructions) == 0 {
+		return nil
+	}
+	fn := btf.FuncMetadata(&p.Instructions[0])
+	if fn == nil {
+		return nil
+	}
+	t, _ := fn.Type.(*btf.FuncProto)
+	return t
 }
 
 func (e *Extension) form(policy string, how How) *Form {

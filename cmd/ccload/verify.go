@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -36,6 +37,10 @@ type verdict struct {
 	Loads   bool                `json:"loads"`
 	Error   string              `json:"error,omitempty"` // why it could not be tried
 	Maps    []*structops.Report `json:"maps"`
+
+	// Of an extension: each of its programs with each congestion control that has
+	// the function.
+	Extensions []*structops.ExtensionReport `json:"extensions,omitempty"`
 }
 
 // host is the running kernel, among the names of kernels.
@@ -61,6 +66,10 @@ func (a *app) verify() *cobra.Command {
 		Long: `Load a congestion control from the catalogue or from an object file without
 registering it, and say what the verifier made of each function; and if it does
 not load, why. The status is 1 if it does not load on every one of the kernels.
+
+An extension (see ccload extend) is tried with each congestion control that is
+registered or in the catalogue. It loads if each of its functions fits one of them
+in one way.
 
 INSNS and JITED (bytes) are the length of a function for the kernel and for the
 processor; PROCESSED are the instructions that the verifier went through, STATES
@@ -133,17 +142,27 @@ func verifyOn(ctx context.Context, a *app, what, mapName string, kernels []strin
 		guests[d], d.Release = k, k.Release
 	}
 	spec, err := structops.Parse(obj)
+	var extension *structops.Extension
+	if errors.Is(err, structops.ErrNoOps) {
+		if x, xerr := structops.ParseExtension(obj); !errors.Is(xerr, structops.ErrNoExtension) {
+			extension, err = x, xerr
+		}
+	}
 	if why, ok := structops.Refusal(err); ok {
 		v.refuse(why)
 		return v, nil
 	}
-	if err == nil && mapName != "" {
+	if err == nil && mapName != "" && extension == nil {
 		_, err = spec.Select(mapName)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("verify %q: %w", what, err)
 	}
-	a.warn(spec.Warnings)
+	if extension != nil {
+		a.warn(extension.Warnings)
+	} else {
+		a.warn(spec.Warnings)
+	}
 
 	slots := make(chan struct{}, runtime.NumCPU())
 	var wg sync.WaitGroup
@@ -162,7 +181,12 @@ func verifyOn(ctx context.Context, a *app, what, mapName string, kernels []strin
 	}
 	for _, d := range v.Kernels {
 		if guests[d] == nil {
-			if err := d.here(spec, mapName, log); err != nil {
+			if extension != nil {
+				err = d.extensionHere(extension, log)
+			} else {
+				err = d.here(spec, mapName, log)
+			}
+			if err != nil {
 				wg.Wait()
 				return nil, fmt.Errorf("verify %q: %w", what, err)
 			}
@@ -198,13 +222,17 @@ func (d *verdict) here(spec *structops.Spec, mapName string, log bool) (err erro
 	d.Loads = true
 	for _, r := range d.Maps {
 		d.Loads = d.Loads && r.Loads
-		for i := range r.Why {
-			if !log {
-				r.Why[i].Log = nil
-			}
+	}
+	d.dropLogs(log)
+	return nil
+}
+
+func (d *verdict) dropLogs(wanted bool) {
+	for _, w := range d.reasons() {
+		if !wanted {
+			w.Log = nil
 		}
 	}
-	return nil
 }
 
 // inGuest tries it in a guest, which does as this program would do there.
@@ -230,7 +258,9 @@ func (d *verdict) inGuest(ctx context.Context, k *vm.Kernel, obj []byte, mapName
 	if err := json.Unmarshal(out.Bytes(), &there); err != nil || len(there.Kernels) != 1 {
 		return fmt.Errorf("guest: status %d: %s", status, strings.TrimSpace(errs.String()))
 	}
-	d.Release, d.Loads, d.Maps = there.Kernels[0].Release, there.Kernels[0].Loads, there.Kernels[0].Maps
+	name := d.Kernel
+	*d = *there.Kernels[0]
+	d.Kernel = name
 	return nil
 }
 
@@ -240,15 +270,31 @@ func (d *verdict) why() string {
 		first, _, _ := strings.Cut(d.Error, "\n")
 		return "not tried: " + first
 	}
+	if d.Loads {
+		return ""
+	}
 	var lines []string
-	for _, r := range d.Maps {
-		for _, w := range r.Why {
-			if line := w.Brief(); !slices.Contains(lines, line) {
-				lines = append(lines, line)
-			}
+	for _, w := range d.reasons() {
+		if line := w.Brief(); !slices.Contains(lines, line) {
+			lines = append(lines, line)
 		}
 	}
 	return strings.Join(lines, "; ")
+}
+
+// reasons are all why something does not load.
+func (d *verdict) reasons() (all []*structops.Reason) {
+	for _, r := range d.Maps {
+		for i := range r.Why {
+			all = append(all, &r.Why[i])
+		}
+	}
+	for _, x := range d.Extensions {
+		if x.Why != nil {
+			all = append(all, x.Why)
+		}
+	}
+	return all
 }
 
 // verifyText prints the verdicts: for named kernels first all of them in brief.
@@ -280,6 +326,9 @@ func (a *app) verifyText(v *verified, named bool) {
 			}
 			a.reportText(d.Release, v.Object, r)
 		}
+		if len(d.Extensions) > 0 {
+			a.extensionText(d, v.Object)
+		}
 	}
 }
 
@@ -295,12 +344,16 @@ func (a *app) reportText(release, object string, r *structops.Report) {
 	for _, w := range r.Why {
 		a.printf("  %s\n", w)
 	}
-	if len(r.Functions) == 0 {
+	a.functionsText(r.Functions)
+}
+
+func (a *app) functionsText(functions []structops.Function) {
+	if len(functions) == 0 {
 		return
 	}
 	t := a.table()
 	t.row("FUNCTION", "IS", "LOADS", "INSNS", "PROCESSED", "STATES", "PEAK", "MAX/INSN", "STACK", "JITED")
-	for _, f := range r.Functions {
+	for _, f := range functions {
 		name, is := f.Name, f.Member
 		if f.Kind != structops.EntryFunction {
 			name, is = "  "+name, string(f.Kind)
@@ -324,10 +377,8 @@ func known(n *int) string {
 
 func (v *verified) hasLog() bool {
 	for _, d := range v.Kernels {
-		for _, r := range d.Maps {
-			if slices.ContainsFunc(r.Why, func(w structops.Reason) bool { return w.Function != "" }) {
-				return true
-			}
+		if slices.ContainsFunc(d.reasons(), func(w *structops.Reason) bool { return w.Function != "" }) {
+			return true
 		}
 	}
 	return false
@@ -336,11 +387,9 @@ func (v *verified) hasLog() bool {
 // logs prints the verifier's logs of the programs that were refused.
 func (a *app) logs(v *verified) {
 	for _, d := range v.Kernels {
-		for _, r := range d.Maps {
-			for _, w := range r.Why {
-				if len(w.Log) > 0 {
-					a.say("%s: %s for %s:\n\t%s", d.Release, w.Program, w.Member, strings.Join(w.Log, "\n\t"))
-				}
+		for _, w := range d.reasons() {
+			if len(w.Log) > 0 {
+				a.say("%s: %s for %s:\n\t%s", d.Release, w.Program, w.Member, strings.Join(w.Log, "\n\t"))
 			}
 		}
 	}
