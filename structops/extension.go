@@ -528,8 +528,8 @@ func functionID(program int, name string) (uint32, error) {
 	return 0, fmt.Errorf("function %q: %w", name, ErrNotFound)
 }
 
-// fill puts a program into the slot. The kernel empties it as soon as no process
-// and no pin holds its map, so it is pinned first.
+// fill puts a program into the slot. The kernel empties it when no process and no
+// pin holds its map, so it is pinned first.
 func (r *Replacement) fill(member, path string) error {
 	fd, err := openID(unix.BPF_MAP_GET_FD_BY_ID, r.to[member])
 	if err != nil {
@@ -545,11 +545,36 @@ func (r *Replacement) fill(member, path string) error {
 	if err := pinPrivate(fd, path); err != nil {
 		return err
 	}
-	err = element(unix.BPF_MAP_UPDATE_ELEM, fd, binary.NativeEndian.AppendUint32(nil, uint32(r.programs[member].FD())))
-	if err != nil {
+	if err := keepFilled(fd, uint32(r.programs[member].FD())); err != nil {
 		os.Remove(path)
+		return err
 	}
-	return err
+	return nil
+}
+
+// settle is how long a slot has to keep its program until it counts as filled.
+const settle = 50 * time.Millisecond
+
+// keepFilled puts a program into a slot that is held. The kernel empties a slot in
+// the background, and may just be about to: because somebody had looked at it
+// before it was held, this process among them. Then it has to be filled again.
+func keepFilled(fd int, program uint32) error {
+	id := make([]byte, 4)
+	begin := time.Now()
+	for since := begin; time.Since(since) < settle; time.Sleep(settle / 10) {
+		err := element(unix.BPF_MAP_LOOKUP_ELEM, fd, id)
+		if err == nil {
+			continue
+		}
+		if errors.Is(err, unix.ENOENT) && time.Since(begin) < lingers {
+			since = time.Now()
+			err = element(unix.BPF_MAP_UPDATE_ELEM, fd, binary.NativeEndian.AppendUint32(nil, program))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Close frees what is not attached. It may be called again.

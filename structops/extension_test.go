@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"ccload/internal/kerneltest"
 
@@ -252,6 +253,40 @@ func TestExtensionAttach(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The kernel empties a slot in the background when nobody holds its map any more.
+// Whoever looks at the map before it is filled brings that about.
+func TestSlotStays(t *testing.T) {
+	kerneltest.Privileged(t)
+	o, info := extensible(t)
+	l, err := o.Attach("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	o.Close()
+	path := bpffsDir(t) + "/slot"
+	for range 10 {
+		r, _, err := extension(t, "extensions").Load(info, "scale", TailCall)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Policies(info); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Attach(func(string) string { return path }); err != nil {
+			t.Fatal(err)
+		}
+		r.Close()
+		time.Sleep(10 * time.Millisecond)
+		if p, err := OpenPlace(path); err != nil || p.Program != "scale_slot" {
+			t.Errorf("%+v, %v", p, err)
+		}
+		if err := Detach(path); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

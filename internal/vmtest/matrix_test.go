@@ -33,7 +33,7 @@ var suites = []struct{ pkg, run string }{
 	{"structops", "."},
 	{"registry", "."},
 	{"bpf", "."},
-	{"cmd/ccload", "^(TestDCTCP|TestCatalogue)"},
+	{"cmd/ccload", "^(TestDCTCP|TestCatalogue|TestExtendLive)"},
 	{"harness", "^(TestKindsAgree|TestAuto|TestKillNetem)$"},
 	{"harness/link", "Netem|Choose"},
 	{"harness/sampler", "."},
