@@ -107,6 +107,10 @@ func Extend(name, function string, e *structops.Extension, how structops.How) (_
 	if err := need("/", "CAP_SYS_ADMIN", "CAP_NET_ADMIN"); err != nil {
 		return nil, err
 	}
+	warnings, err := mountBPFFS()
+	if err != nil {
+		return nil, err
+	}
 	unlock, err := lock()
 	if err != nil {
 		return nil, err
@@ -130,10 +134,6 @@ func Extend(name, function string, e *structops.Extension, how structops.How) (_
 	}
 	if x := all[i].Extended; x != nil {
 		return nil, &ExtendedError{name, function, *x}
-	}
-	warnings, err := mountBPFFS()
-	if err != nil {
-		return nil, err
 	}
 	r, instead, err := e.Load(info, function, how)
 	if err != nil {
@@ -164,12 +164,8 @@ func Extend(name, function string, e *structops.Extension, how structops.How) (_
 	return done, nil
 }
 
-// extendable finds a registered congestion control in BPF, and takes away what
-// dead processes left.
+// extendable finds a registered congestion control in BPF.
 func extendable(name string) (*structops.Info, error) {
-	if err := sweepExtensions(); err != nil {
-		return nil, err
-	}
 	e, err := find(name)
 	if err != nil {
 		return nil, err
@@ -195,18 +191,22 @@ func predecessors(info *structops.Info) ([]*structops.Info, error) {
 }
 
 // attach puts programs in their places and pins them.
-func attach(r *structops.Replacement, info *structops.Info, function string) error {
-	dir := filepath.Join(extendDir, pinName(info.Name), function)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
+func attach(r *structops.Replacement, info *structops.Info, function string) (err error) {
+	defer func() {
+		if err != nil {
+			tidy()
+		}
+	}()
+	dir := extendDir
+	for _, sub := range []string{"", pinName(info.Name), function} {
+		dir = filepath.Join(dir, sub)
+		if err := ownDir(dir); err != nil {
+			return err
+		}
 	}
-	err := r.Attach(func(member string) string {
+	return r.Attach(func(member string) string {
 		return filepath.Join(dir, fmt.Sprintf("%d-%s", info.MapID, member))
 	})
-	if err != nil {
-		tidy()
-	}
-	return err
 }
 
 // Unextend gives a function of a registered congestion control back to itself, at
@@ -381,15 +381,16 @@ func tidy() {
 // sweepExtensions takes away pins that extend nothing any more, and extensions
 // that a process left half done when it died: the name is gone, or no connection
 // runs the code; the slot is empty, or not all copies of the function are replaced.
-func sweepExtensions() error {
+// What it cannot take away stays until the next time.
+func sweepExtensions() {
 	ps := places()
 	if len(ps) == 0 {
 		tidy()
-		return nil
+		return
 	}
 	live, err := structops.Live()
 	if err != nil {
-		return err
+		return
 	}
 	byID, registered := map[uint32]*structops.Info{}, map[string]bool{}
 	for _, i := range live {
@@ -407,7 +408,6 @@ func sweepExtensions() error {
 		held, err := structops.OpenPlace(p.path)
 		switch {
 		case err != nil && !errors.Is(err, structops.ErrNotFound):
-			return err
 		case err != nil || held.ProgramID == 0 || i == nil || pinName(i.Name) != p.name || !registered[i.Name]:
 			stale = append(stale, p)
 		case held.How == structops.Freplace:
@@ -417,13 +417,10 @@ func sweepExtensions() error {
 	}
 	for x, ps := range copies {
 		all, err := structops.Policies(byID[x.mapID])
-		if err != nil {
-			return err
-		}
 		i := slices.IndexFunc(all, func(p structops.Policy) bool { return p.Name == x.function })
-		if i < 0 || len(ps) < len(all[i].Copies) {
+		if err == nil && (i < 0 || len(ps) < len(all[i].Copies)) {
 			stale = append(stale, ps...)
 		}
 	}
-	return drop(stale)
+	drop(stale)
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"ccload/internal/kerneltest"
 	"ccload/structops"
@@ -241,6 +242,87 @@ func TestExtendSwept(t *testing.T) {
 			}
 			if left := pinned(t); len(left) > 0 {
 				t.Errorf("left: %q", left)
+			}
+		})
+	}
+}
+
+// What extends a congestion control goes into the code that takes its place, before
+// that is registered.
+func TestCarryExtensions(t *testing.T) {
+	for _, c := range []struct {
+		how  structops.How
+		file string
+	}{
+		{structops.TailCall, "cubic.bpf.o"},
+		{structops.Freplace, "dctcp.bpf.o"},
+	} {
+		t.Run(string(c.how), func(t *testing.T) {
+			kerneltest.Privileged(t)
+			const name = "ccr_carry"
+			r := registerAs(t, c.file, name)
+			extend(t, name, gentle(t), c.how)
+			before := pinned(t)
+			from, err := structops.Inspect(r.MapID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			load := func(file string) (*structops.Object, *structops.Info) {
+				spec := parseObject(t, file, structops.Parse)
+				spec.Ops[0].Name = name
+				o, err := spec.Load()
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { o.Close() })
+				to, err := o.Info("")
+				if err != nil {
+					t.Fatal(err)
+				}
+				return o, to
+			}
+
+			_, other := load("reno.bpf.o")
+			if _, err := carryExtensions(from, other); !errors.Is(err, structops.ErrPolicy) || !slices.Equal(pinned(t), before) {
+				t.Errorf("into code without the function: %v, %q", err, pinned(t))
+			}
+
+			o, to := load(c.file)
+			undo, err := carryExtensions(from, to)
+			if err != nil || len(pinned(t)) != 2*len(before) {
+				t.Fatalf("%v, %q", err, pinned(t))
+			}
+			if err := undo(); err != nil || !slices.Equal(pinned(t), before) {
+				t.Errorf("undone: %v, %q", err, pinned(t))
+			}
+			if r.LinkID == 0 {
+				return
+			}
+			if _, err := carryExtensions(from, to); err != nil {
+				t.Fatal(err)
+			}
+			l, err := structops.OpenPinned(r.Pin)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = l.Update(o, "")
+			l.Close()
+			if err != nil {
+				t.Fatal(err)
+			}
+			// No connection runs the old code; what extends it goes the next time.
+			for deadline := time.Now().Add(5 * time.Second); len(pinned(t)) > len(before) && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+				unlock, err := lock()
+				if err != nil {
+					t.Fatal(err)
+				}
+				unlock()
+			}
+			if n := len(pinned(t)); n != len(before) {
+				t.Errorf("%d pins: %q", n, pinned(t))
+			}
+			if f := function(t, name, "backoff"); f.Extended == nil || f.Extended.How != c.how {
+				t.Errorf("after the replacement: %+v", f)
 			}
 		})
 	}

@@ -37,6 +37,7 @@ func lock() (unlock func(), err error) {
 		return nil, fmt.Errorf("lock: %w", err)
 	}
 	sweepPins()
+	sweepExtensions()
 	return func() { dir.Close() }, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -257,9 +258,27 @@ func TestExtensionAttach(t *testing.T) {
 }
 
 // The kernel empties a slot in the background when nobody holds its map any more.
-// Whoever looks at the map before it is filled brings that about.
+// Whoever looks at the map before it is filled brings that about; here the kernel's
+// worker is kept waiting until afterwards.
 func TestSlotStays(t *testing.T) {
 	kerneltest.Privileged(t)
+	runtime.LockOSThread() // for good: the thread ends with the test
+	var here unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &here); err != nil {
+		t.Fatal(err)
+	}
+	one := 0
+	for !here.IsSet(one) {
+		one++
+	}
+	here.Zero()
+	here.Set(one)
+	if err := unix.SchedSetaffinity(0, &here); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0); err != nil {
+		t.Fatal(err)
+	}
 	o, info := extensible(t)
 	l, err := o.Attach("")
 	if err != nil {
