@@ -8,6 +8,7 @@
 // a pin on bpffs:
 //
 //	/sys/fs/bpf/ccload/NAME    the BPF link (before Linux 6.4: the map)
+//	/sys/fs/bpf/ccload-extend  what Extend put in the place of functions
 //
 // so a registration outlives the process that made it and ends with Unregister,
 // with the removal of the pin, or with the machine. Sockets that run a

@@ -14,6 +14,10 @@
 // Spec.Verify goes as far as Load and says what the kernel made of each function,
 // and why it refuses what it refuses.
 //
+// An Extension is another sort of object: programs that take the place of functions
+// of a congestion control that is live. ParseExtension, Load for one of the
+// functions (see Policies), Attach; Detach gives the function back to itself.
+//
 // # Lifetimes
 //
 // A Spec is a value: it can be loaded many times. An Object holds programs and
@@ -21,6 +25,9 @@
 // of the kernel, unless Pin was called. From Linux 6.4 on the kernel does the
 // same by itself when the process ends; before, and for objects with a plain
 // .struct_ops section, the registration stays until Close or Unregister.
+//
+// An extension lives in its pins, and holds the programs that it extends, but not
+// their registration.
 //
 // Sockets that run a congestion control when it is unregistered go on with it
 // until they close, so its map and programs may be seen for longer than its

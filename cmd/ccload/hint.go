@@ -30,6 +30,9 @@ func hint(err error) string {
 		}
 		return "register it --as another name"
 	}
+	if e, ok := errors.AsType[*registry.ExtendedError](err); ok {
+		return fmt.Sprintf("ccload extend %s --remove %s", e.Name, e.Function)
+	}
 	if e, ok := errors.AsType[*registry.KindError](err); ok && e.Kind == registry.Module {
 		return "rmmod " + e.Module
 	}

@@ -28,7 +28,7 @@ func (d *verdict) extensionHere(e *structops.Extension, log bool) error {
 	d.Loads = true
 	for _, f := range e.Forms {
 		if !tried[f.Policy] {
-			d.Error = fmt.Sprintf("no congestion control that is registered or in the catalogue has a function %q to be extended by %s", f.Policy, f.How)
+			d.Error = fmt.Sprintf("no congestion control that is registered or in the catalogue has a function %q", f.Policy)
 		}
 		d.Loads = d.Loads && fits[f.Policy]
 	}
