@@ -4,6 +4,8 @@ package main
 
 import (
 	"math"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,6 +15,7 @@ import (
 	"ccload/harness"
 	"ccload/harness/trace"
 	"ccload/internal/kerneltest"
+	"ccload/registry"
 )
 
 // On one connection the share of the window that is kept after a loss is first the
@@ -90,4 +93,85 @@ func TestExtendLive(t *testing.T) {
 			}
 		})
 	}
+}
+
+// However an extend or a removal is killed, afterwards the function is extended in
+// all of its copies or in none, and nothing else is left.
+func TestExtendKilled(t *testing.T) {
+	kerneltest.Privileged(t)
+	const name, example = "cct_killed", "../../bpf/examples/gentle.bpf.o"
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	command := func(args []string) *exec.Cmd {
+		return &exec.Cmd{Path: self, Args: append([]string{"ccload"}, args...)}
+	}
+	ccload := func(args ...string) error { return command(args).Run() }
+	alg := "bpf_dctcp" // two copies
+	for {
+		if err := ccload("register", alg, "--as", name); err != nil {
+			t.Fatal(err)
+		}
+		defer ccload("unregister", name)
+		if ccload("extend", name, "backoff", example) == nil {
+			break
+		}
+		// Where functions cannot be replaced there is one slot.
+		if alg == "bpf_cubic" {
+			t.Fatal("it cannot be extended")
+		}
+		if err := ccload("unregister", name); err != nil {
+			t.Fatal(err)
+		}
+		alg = "bpf_cubic"
+	}
+	extended := func() bool {
+		t.Helper()
+		d, _, err := registry.Lookup(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range d.Functions {
+			if f.Name == "backoff" && f.Extended != nil {
+				if !slices.Equal(f.Extended.Members, f.Copies) {
+					t.Errorf("extended in %q of %q", f.Extended.Members, f.Copies)
+				}
+				return true
+			}
+		}
+		return false
+	}
+	verbs := map[bool][]string{true: {"extend", name, "backoff", example}, false: {"extend", name, "--remove", "backoff"}}
+	bring := func(want bool) {
+		t.Helper()
+		if extended() != want {
+			if err := ccload(verbs[want]...); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	counts := map[bool]int{}
+	for _, verb := range []bool{true, false} {
+		bring(!verb)
+		begin := time.Now()
+		bring(verb)
+		whole := time.Since(begin)
+		for n := range 20 {
+			bring(!verb)
+			cmd := command(verbs[verb])
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(whole * time.Duration(n) / 20)
+			cmd.Process.Kill()
+			cmd.Wait()
+			// The next one sweeps, whatever it does.
+			ccload("extend", name, "--remove", "no_such_function")
+			if extended() == verb {
+				counts[verb]++
+			}
+		}
+	}
+	t.Logf("of 20 that were killed had extended: %d, had removed: %d", counts[true], counts[false])
 }

@@ -33,7 +33,7 @@ var suites = []struct{ pkg, run string }{
 	{"structops", "."},
 	{"registry", "."},
 	{"bpf", "."},
-	{"cmd/ccload", "^(TestDCTCP|TestCatalogue|TestExtendLive)"},
+	{"cmd/ccload", "^(TestDCTCP|TestCatalogue|TestExtend)"},
 	{"harness", "^(TestKindsAgree|TestAuto|TestKillNetem)$"},
 	{"harness/link", "Netem|Choose"},
 	{"harness/sampler", "."},
