@@ -65,6 +65,7 @@ bench: build
 	build/ccload kernels pull debian-6.12
 	go test -run '^$$' -bench 'Register|List' -benchtime 30x ./cmd/ccload
 	go test -run '^$$' -bench Cost -benchtime 1x ./cmd/ccload
+	go test -run '^$$' -bench Guest -benchtime 3x -timeout 30m ./cmd/ccload
 	go test -run '^$$' -bench . -benchtime 3x ./harness/link
 	@set -e; trap 'build/ccload unregister bpf_cubic' EXIT; trap 'exit 130' INT TERM; \
 	build/ccload register bpf_cubic; \

@@ -4,13 +4,16 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
 	"ccload/internal/kerneltest"
+	"ccload/internal/vmtest"
 )
 
 // BenchmarkRegister registers and unregisters one object as whole processes, by
@@ -44,12 +47,7 @@ func alternate(b *testing.B, ours, theirs [][]string) {
 	if err != nil {
 		b.Skip(err)
 	}
-	ccload := filepath.Join(b.TempDir(), "ccload")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", ccload, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		b.Fatalf("%v\n%s", err, out)
-	}
+	ccload := built(b)
 	var spent [2]time.Duration
 	for b.Loop() {
 		for i, way := range [2]struct {
@@ -69,4 +67,75 @@ func alternate(b *testing.B, ours, theirs [][]string) {
 	b.ReportMetric(ms(spent[0]), "ccload-ms/op")
 	b.ReportMetric(ms(spent[1]), "bpftool-ms/op")
 	b.ReportMetric(spent[0].Seconds()/spent[1].Seconds(), "ratio")
+}
+
+// built is ccload as users have it.
+func built(b *testing.B) string {
+	b.Helper()
+	path := filepath.Join(b.TempDir(), "ccload")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		b.Fatalf("%v\n%s", err, out)
+	}
+	return path
+}
+
+// BenchmarkGuest is the wall time of whole runs in a guest, from the command's start
+// to its end, and what a second of the guest's time takes beyond the shortest run.
+// Last are two at a time against one.
+func BenchmarkGuest(b *testing.B) {
+	const kernel = "debian-6.12"
+	vmtest.Kernel(b, kernel)
+	ccload := built(b)
+	run := func(b *testing.B, args ...string) (wall float64) {
+		dir := filepath.Join(b.TempDir(), "result")
+		args = slices.Concat([]string{"run", "--vm", kernel, "-o", dir}, args)
+		begin := time.Now()
+		if out, err := exec.Command(ccload, args...).CombinedOutput(); err != nil {
+			b.Fatalf("%q: %v\n%s", args, err, out)
+		}
+		wall = time.Since(begin).Seconds()
+		if err := os.RemoveAll(dir); err != nil {
+			b.Fatal(err)
+		}
+		return wall
+	}
+	var shortest float64
+	for _, c := range []struct {
+		name     string
+		duration float64
+		args     []string
+	}{
+		{"shortest", 0.1, []string{"--rate", "20mbit", "--rtt", "40ms"}},
+		{"20mbit", 10, []string{"--rate", "20mbit", "--rtt", "40ms"}},
+		{"100mbit", 10, []string{"--rate", "100mbit", "--rtt", "20ms"}},
+		{"500mbit", 4, []string{"--rate", "500mbit", "--rtt", "20ms"}},
+		{"20mbit-10flows", 10, []string{"--rate", "20mbit", "--rtt", "40ms", "--flows", "10"}},
+		{"20mbit-100flows", 10, []string{"--rate", "20mbit", "--rtt", "40ms", "--flows", "100"}},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			wall := 0.0
+			for b.Loop() {
+				wall += run(b, append(c.args, "--cc", "cubic", "--duration", fmt.Sprintf("%gs", c.duration))...)
+			}
+			wall /= float64(b.N)
+			if shortest == 0 {
+				shortest = wall
+			}
+			b.ReportMetric(wall, "wall-s")
+			b.ReportMetric((wall-shortest)/c.duration, "wall-s/virtual-s")
+		})
+	}
+	b.Run("two", func(b *testing.B) {
+		var one, two float64
+		for b.Loop() {
+			args := []string{"--rate", "20mbit", "--rtt", "40ms", "--duration", "10s", "--cc"}
+			one += run(b, append(args, "cubic")...)
+			two += run(b, append(args, "cubic,reno")...)
+		}
+		b.ReportMetric(one/float64(b.N), "one-wall-s")
+		b.ReportMetric(two/float64(b.N), "two-wall-s")
+		b.ReportMetric(two/one, "ratio")
+	})
 }
