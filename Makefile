@@ -8,7 +8,7 @@
 
 CLANG := clang-19
 
-BPF_SOURCES := $(wildcard bpf/*.bpf.c bpf/testdata/*.bpf.c bpf/examples/*.bpf.c harness/*/*.bpf.c structops/testdata/*.bpf.c cmd/ccload/testdata/*.bpf.c)
+BPF_SOURCES := $(wildcard bpf/*.bpf.c bpf/testdata/*.bpf.c bpf/examples/*.bpf.c registry/*.bpf.c harness/*/*.bpf.c structops/testdata/*.bpf.c cmd/ccload/testdata/*.bpf.c)
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 .PHONY: all build generate check-generated demo test race bench clean

@@ -58,14 +58,21 @@ func (e *Entry) what() string {
 	return "registered"
 }
 
-// InUseError says that network namespaces have a congestion control as their
-// default.
+// InUseError says where a congestion control is selected.
 type InUseError struct {
-	Namespaces []string // names, "pid N", or "this one"
+	Namespaces []string // whose default it is: names, "pid N", or "this one"
+	Places     []string // routes and control groups
 }
 
 func (e *InUseError) Error() string {
-	return "network namespaces have it as their default: " + strings.Join(e.Namespaces, ", ")
+	var in []string
+	if len(e.Namespaces) > 0 {
+		in = append(in, "network namespaces have it as their default: "+strings.Join(e.Namespaces, ", "))
+	}
+	if len(e.Places) > 0 {
+		in = append(in, "it is selected for "+strings.Join(e.Places, ", "))
+	}
+	return strings.Join(in, "; ")
 }
 
 // RestrictedError says that a network namespace other than the initial one may

@@ -42,7 +42,8 @@ type Entry struct {
 	LinkID   uint32         `json:"link_id,omitempty"` // BPF link; absent if it is registered without one
 	Pin      string         `json:"pin,omitempty"`     // on bpffs; the first if there are more
 	Programs []Program      `json:"programs,omitempty"`
-	Params   map[string]any `json:"params,omitempty"` // const volatile variables, as they are in its programs
+	Params   map[string]any `json:"params,omitempty"`   // const volatile variables, as they are in its programs
+	Selected []Selection    `json:"selected,omitempty"` // where new sockets get it, as far as the caller can see
 
 	info  *structops.Info
 	blind error // why Kind is not known
@@ -87,7 +88,7 @@ func List() (entries []*Entry, warnings []string, err error) {
 	}
 	seen, more := survey()
 	for _, e := range entries {
-		e.Sockets = seen.count[e.Name]
+		e.Sockets, e.Selected = seen.count[e.Name], seen.selections[e.Name]
 	}
 	return entries, append(warnings, more...), nil
 }
@@ -104,7 +105,7 @@ func Lookup(name string) (*Details, []string, error) {
 		return nil, nil, fmt.Errorf("congestion control %q: %w", name, err)
 	}
 	seen, more := survey()
-	e.Sockets = seen.count[name]
+	e.Sockets, e.Selected = seen.count[name], seen.selections[name]
 	d := &Details{Entry: *e, DefaultIn: labels(seen.defaults[name]), SocketList: seen.sockets[name]}
 	if e.info != nil {
 		d.Map, d.Flags = e.info.Map, flagNames(e.info.Flags)
@@ -264,7 +265,7 @@ func (n namespace) do(fn func() error) error {
 
 func (n namespace) label() string {
 	if n.own {
-		return "this one"
+		return thisOne
 	}
 	return n.Label()
 }
@@ -280,15 +281,17 @@ func labels(in []namespace) []string {
 // seen is what the visible network namespaces do with congestion controls, by
 // name.
 type seen struct {
-	defaults map[string][]namespace
-	sockets  map[string][]Socket
-	count    map[string]int
+	defaults   map[string][]namespace
+	routes     map[string][]namespace // where a route names it
+	selections map[string][]Selection
+	sockets    map[string][]Socket
+	count      map[string]int
 }
 
 // survey goes through every network namespace that it can see. What it cannot
 // look into is in the warnings.
 func survey() (*seen, []string) {
-	s := &seen{map[string][]namespace{}, map[string][]Socket{}, map[string]int{}}
+	s := &seen{map[string][]namespace{}, map[string][]namespace{}, map[string][]Selection{}, map[string][]Socket{}, map[string]int{}}
 	visible, err := netns.List("/")
 	if err != nil {
 		return s, []string{err.Error()}
@@ -301,6 +304,7 @@ func survey() (*seen, []string) {
 			warnings = append(warnings, fmt.Sprintf("network namespace %q: %v", n.label(), err))
 		}
 	}
+	s.add(groupSelections()...)
 	return s, warnings
 }
 
@@ -314,6 +318,12 @@ func ownInode() uint64 {
 	return inode
 }
 
+func (s *seen) add(selections ...Selection) {
+	for _, sel := range selections {
+		s.selections[sel.Name] = append(s.selections[sel.Name], sel)
+	}
+}
+
 // look adds the namespace that the thread is in.
 func (s *seen) look(n namespace) error {
 	def, err := readDefault("/")
@@ -321,6 +331,17 @@ func (s *seen) look(n namespace) error {
 		return err
 	}
 	s.defaults[def] = append(s.defaults[def], n)
+	s.add(Selection{Kind: byDefault, Name: def, Namespace: n.label()})
+	routes, err := routeSelections(n.label())
+	if err != nil {
+		return err
+	}
+	s.add(routes...)
+	for _, r := range routes {
+		if in := s.routes[r.Name]; len(in) == 0 || in[len(in)-1].Inode != n.Inode {
+			s.routes[r.Name] = append(in, n)
+		}
+	}
 	conn, err := inetdiag.Dial()
 	if err != nil {
 		return err

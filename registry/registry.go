@@ -125,10 +125,10 @@ func free(name string) error {
 	return &TakenError{*e}
 }
 
-// UnregisterOptions of Unregister. The zero value refuses while a network
-// namespace has the name as its default.
+// UnregisterOptions of Unregister. The zero value refuses while the name is
+// selected anywhere.
 type UnregisterOptions struct {
-	Reset string // the default that such namespaces get instead
+	Reset string // what such namespaces, routes and control groups get instead
 }
 
 // Unregistration says what Unregister did.
@@ -136,6 +136,7 @@ type Unregistration struct {
 	Name     string   `json:"name"`
 	Sockets  int      `json:"sockets"`         // that were running it, and go on until they close
 	Reset    []string `json:"reset,omitempty"` // network namespaces whose default was changed
+	Moved    []string `json:"moved,omitempty"` // routes and control groups that were changed
 	Pins     []string `json:"pins,omitempty"`  // removed
 	Warnings []string `json:"warnings,omitempty"`
 }
@@ -144,9 +145,10 @@ type Unregistration struct {
 // put it there, and removes its pins. It returns when the name is gone.
 //
 // A name that is not there gives a *NotFoundError, one that is not BPF a
-// *KindError. While a namespace that the caller can see has it as its default it
-// gives an *InUseError, because the kernel would go on handing it out; with Reset
-// those namespaces get the other default first, or keep theirs if anything fails.
+// *KindError. While a namespace that the caller can see has it as its default, where
+// the kernel would go on handing it out, or a route or a control group selects it,
+// it gives an *InUseError; with Reset all of these get the other one first, or keep
+// theirs if anything fails.
 func Unregister(name string, o UnregisterOptions) (*Unregistration, error) {
 	fail := func(err error) (*Unregistration, error) {
 		return nil, fmt.Errorf("unregister %q: %w", name, err)
@@ -171,19 +173,19 @@ func Unregister(name string, o UnregisterOptions) (*Unregistration, error) {
 	}
 	seen, warnings := survey()
 	u := &Unregistration{Name: name, Sockets: seen.count[name], Warnings: warnings}
-	inUse := seen.defaults[name]
-	if len(inUse) > 0 && o.Reset == "" {
-		return fail(&InUseError{labels(inUse)})
+	inUse := seen.inUse(name)
+	if inUse != nil && o.Reset == "" {
+		return fail(inUse)
 	}
 	undo := func() error { return nil }
-	if len(inUse) > 0 {
+	if inUse != nil {
 		if o.Reset == name {
 			return fail(fmt.Errorf("reset to %q: that is the name to be unregistered", o.Reset))
 		}
-		if undo, err = moveDefaults(inUse, name, o.Reset); err != nil {
+		if undo, err = seen.reset(name, o.Reset); err != nil {
 			return fail(err)
 		}
-		u.Reset = labels(inUse)
+		u.Reset, u.Moved = inUse.Namespaces, inUse.Places
 	}
 	u.Pins = pins()[e.MapID]
 	if err := structops.Unregister(e.info); err != nil {
@@ -199,29 +201,4 @@ func Unregister(name string, o UnregisterOptions) (*Unregistration, error) {
 		u.Warnings = append(u.Warnings, "a pin that holds nothing more: "+err.Error())
 	}
 	return u, nil
-}
-
-// moveDefaults gives the namespaces another default, all or none, and returns
-// what puts them back.
-func moveDefaults(in []namespace, from, to string) (undo func() error, err error) {
-	var moved []namespace
-	undo = func() error {
-		var errs []error
-		for _, ns := range moved {
-			errs = append(errs, ns.do(func() error { return setDefault("/", from) }))
-		}
-		return errors.Join(errs...)
-	}
-	for _, ns := range in {
-		if err := ns.do(func() error { return checkDefault("/", to, false) }); err != nil {
-			return nil, fmt.Errorf("reset network namespace %q to %q: %w", ns.label(), to, err)
-		}
-	}
-	for _, ns := range in {
-		if err := ns.do(func() error { return setDefault("/", to) }); err != nil {
-			return nil, errors.Join(fmt.Errorf("reset network namespace %q to %q: %w", ns.label(), to, err), undo())
-		}
-		moved = append(moved, ns)
-	}
-	return undo, nil
 }

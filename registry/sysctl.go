@@ -47,11 +47,13 @@ type Change struct {
 // network namespace; nil means the one that the caller is in. A kernel module
 // that has it is loaded if need be. The initial namespace makes whatever is its
 // default an allowed one; any other takes only allowed ones, so there a name that
-// is not gives a *RestrictedError, or with allow is added to the list. It needs
-// CAP_NET_ADMIN, and for another namespace CAP_SYS_ADMIN.
+// is not gives a *RestrictedError, or with allow is added to the list.
+//
+// Restore takes all of it back. It needs CAP_NET_ADMIN and CAP_BPF, and for another
+// namespace CAP_SYS_ADMIN.
 func SetDefault(ns *netns.NS, name string, allow bool) (*Change, error) {
 	fail := func(err error) (*Change, error) { return nil, fmt.Errorf("default %q: %w", name, err) }
-	if err := need("/", "CAP_NET_ADMIN"); err != nil {
+	if err := need("/", "CAP_NET_ADMIN", "CAP_BPF"); err != nil {
 		return fail(err)
 	}
 	unlock, err := lock()
@@ -64,16 +66,31 @@ func SetDefault(ns *netns.NS, name string, allow bool) (*Change, error) {
 		if c.Before, err = readDefault("/"); err != nil {
 			return err
 		}
-		err = checkDefault("/", name, allow)
-		var restricted *RestrictedError
-		if errors.As(err, &restricted) && allow {
-			c.Allowed = true
-			err = changeAllowed(adding(name))
+		err = checkDefault("/", name)
+		if _, restricted := errors.AsType[*RestrictedError](err); restricted && allow {
+			c.Allowed, err = true, nil
 		}
 		if err != nil {
 			return err
 		}
-		return setDefault("/", name)
+		j, err := openJournal(true)
+		if err != nil {
+			return err
+		}
+		defer j.close()
+		k, err := keyOf(keyDefault, nil)
+		if err != nil {
+			return err
+		}
+		changed, err := j.remember(k, c.Before, name)
+		if err != nil {
+			return err
+		}
+		if err = j.allow(name); err == nil {
+			err = setDefault("/", name)
+		}
+		changed(err)
+		return err
 	})
 	if err != nil {
 		return fail(err)
@@ -94,7 +111,7 @@ func Require(name string) error {
 // checkDefault says whether the namespace that the thread is in would take a
 // default. It has to be asked before setDefault: where Linux (seen on 6.18)
 // refuses a restricted one, it keeps a reference to it until the next boot.
-func checkDefault(root, name string, allow bool) error {
+func checkDefault(root, name string) error {
 	if err := autoload(root, name); err != nil {
 		return err
 	}
@@ -150,11 +167,13 @@ func Allow(name string) error { return locked(func() error { return changeAllowe
 // Disallow takes a congestion control from the allowed ones. It needs
 // CAP_NET_ADMIN.
 func Disallow(name string) error {
-	return locked(func() error {
-		return changeAllowed(func(names []string) []string {
-			return slices.DeleteFunc(names, func(n string) bool { return n == name })
-		})
-	})
+	return locked(func() error { return changeAllowed(removing(name)) })
+}
+
+func removing(name string) func([]string) []string {
+	return func(names []string) []string {
+		return slices.DeleteFunc(names, func(n string) bool { return n == name })
+	}
 }
 
 func adding(name string) func([]string) []string {

@@ -94,7 +94,7 @@ func TestBpffsMount(t *testing.T) {
 		"38 25 0:34 / /sys rw - sysfs sysfs rw":                              "",
 		"":                                                                   "",
 	} {
-		if got, ok := bpffsMount(line); got != want || ok != (want != "") {
+		if got, ok := MountPoint(line, "bpf"); got != want || ok != (want != "") {
 			t.Errorf("%q: %q, %v", line, got, ok)
 		}
 	}

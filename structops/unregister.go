@@ -165,7 +165,7 @@ func pinsOf(link uint32) ([]string, error) {
 	defer f.Close()
 	var pins []string
 	for lines := bufio.NewScanner(f); lines.Scan(); {
-		root, ok := bpffsMount(lines.Text())
+		root, ok := MountPoint(lines.Text(), "bpf")
 		if !ok {
 			continue
 		}
@@ -182,16 +182,16 @@ func pinsOf(link uint32) ([]string, error) {
 	return pins, nil
 }
 
-// bpffsMount reads a line of mountinfo (proc_pid_mountinfo(5)): the mount point
-// is the fifth field, the type comes after a lone dash.
-func bpffsMount(line string) (mountPoint string, ok bool) {
+// MountPoint reads a line of mountinfo (proc_pid_mountinfo(5)) about a file system
+// of a type: the mount point is the fifth field, the type comes after a lone dash.
+func MountPoint(line, fstype string) (path string, ok bool) {
 	before, after, _ := strings.Cut(line, " - ")
 	fields := strings.Fields(before)
-	if len(fields) < 5 || !strings.HasPrefix(after, "bpf ") {
+	if len(fields) < 5 || !strings.HasPrefix(after, fstype+" ") {
 		return "", false
 	}
-	point, err := strconv.Unquote(`"` + strings.ReplaceAll(fields[4], `"`, `\"`) + `"`) // \040 is a space
-	return point, err == nil
+	path, err := strconv.Unquote(`"` + strings.ReplaceAll(fields[4], `"`, `\"`) + `"`) // \040 is a space
+	return path, err == nil
 }
 
 // pinnedLink is the id of the link that a pin holds; 0 if it holds none.

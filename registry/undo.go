@@ -1,0 +1,450 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package registry
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"unsafe"
+
+	"ccload/internal/netns"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// useDir has the pins of selections: what has to outlive the process that made
+// them, beyond what the kernel keeps anyway.
+const (
+	useDir   = bpffs + "/ccload-use"
+	undoPath = useDir + "/undo"
+)
+
+// journal remembers what was there before a selection, so that it can be put back,
+// also by another process: a pinned hash map, which goes with its last entry. An
+// entry is written before what it undoes, for the process may be killed in
+// between. Only who has the lock may use it.
+type journal struct{ m *ebpf.Map }
+
+// maxEntries is how many selections can be undone at a time.
+const maxEntries = 65536
+
+// key is what was selected. Targets are short: of a route 24 bytes, of an allowed
+// name 15.
+type key struct {
+	Kind   uint32 // one of the below
+	_      uint32
+	NS     uint64 // cookie of the network namespace (SO_NETNS_COOKIE)
+	Target [32]byte
+}
+
+const (
+	keyDefault uint32 = 1 + iota
+	keyRoute
+	keyAllowed // in the list of allowed ones, for the sake of a default
+)
+
+// value is what was there before, and what we put there: the last, and what was
+// there when that was to be put there, which it still is if we were killed.
+type value struct {
+	Inode  uint64 // of the network namespace
+	Before text
+	Ours   [2]text
+}
+
+// text is a name, with what else its kind has to remember.
+type text [24]byte
+
+func textOf(s string) (t text) { copy(t[:], s); return t }
+
+func (t text) String() string { return string(bytes.TrimRight(t[:], "\x00")) }
+
+// ours says whether what is there now is what the entry speaks of.
+func (v *value) ours(now string) bool {
+	return now == v.Before.String() || now == v.Ours[0].String() || now == v.Ours[1].String()
+}
+
+// openJournal opens the journal; nil if there is none and none is to be made.
+func openJournal(make bool) (*journal, error) {
+	m, err := ebpf.LoadPinnedMap(undoPath, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		if !make {
+			return nil, nil
+		}
+		m, err = newJournal()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("undo journal: %w", err)
+	}
+	if m.KeySize() != uint32(unsafe.Sizeof(key{})) || m.ValueSize() != uint32(unsafe.Sizeof(value{})) {
+		m.Close()
+		return nil, fmt.Errorf("undo journal %q: another version of ccload made it", undoPath)
+	}
+	return &journal{m}, nil
+}
+
+func newJournal() (*ebpf.Map, error) {
+	if err := ownDir(useDir); err != nil {
+		return nil, err
+	}
+	m, err := ebpf.NewMap(&ebpf.MapSpec{
+		Name: "ccload_undo", Type: ebpf.Hash, MaxEntries: maxEntries, Flags: unix.BPF_F_NO_PREALLOC,
+		KeySize: uint32(unsafe.Sizeof(key{})), ValueSize: uint32(unsafe.Sizeof(value{})),
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := m.Pin(undoPath); err != nil {
+		m.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+// close settles what is allowed, and takes the journal away if it is empty.
+func (j *journal) close() {
+	j.settle()
+	entries, err := j.entries()
+	j.m.Close()
+	if err == nil && len(entries) == 0 {
+		os.Remove(undoPath)
+		os.Remove(useDir) // which fails, as it should, where other pins are in it
+	}
+}
+
+func (j *journal) entries() (map[key]value, error) {
+	entries := map[key]value{}
+	var k key
+	var v value
+	i := j.m.Iterate()
+	for i.Next(&k, &v) {
+		entries[k] = v
+	}
+	return entries, i.Err()
+}
+
+// keyOf is the key of a target in the network namespace that the thread is in.
+func keyOf(kind uint32, target []byte) (key, error) {
+	k := key{Kind: kind}
+	copy(k.Target[:], target)
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return k, fmt.Errorf("socket: %w", err)
+	}
+	defer unix.Close(fd)
+	if k.NS, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE); err != nil {
+		err = fmt.Errorf("cookie of the network namespace: %w", err)
+	}
+	return k, err
+}
+
+// remember is to be called before a target is changed from what is there now, and
+// what it returns afterwards, with the error of the change.
+func (j *journal) remember(k key, now, to string) (changed func(error), err error) {
+	var before value
+	err = j.m.Lookup(k, &before)
+	known := err == nil
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, fmt.Errorf("undo journal: %w", err)
+	}
+	v := before
+	if !known || !v.ours(now) { // what somebody else put there in between counts
+		v.Before = textOf(now)
+	}
+	v.Inode, v.Ours = ownInode(), [2]text{textOf(now), textOf(to)}
+	if err := j.m.Put(k, v); err != nil {
+		return nil, fmt.Errorf("undo journal: %w", err)
+	}
+	return func(err error) {
+		switch {
+		case err != nil && known:
+			j.m.Put(k, before)
+		case err != nil || v.Before == v.Ours[1]:
+			j.m.Delete(k)
+		}
+	}, nil
+}
+
+// moved is remember for what is changed only because a name goes away: it makes no
+// entry where none is.
+func (j *journal) moved(k key, now, to string) (changed func(error), err error) {
+	var v value
+	if j == nil || j.m.Lookup(k, &v) != nil {
+		return func(error) {}, nil
+	}
+	return j.remember(k, now, to)
+}
+
+// allow makes a name an allowed one until nothing that the journal knows needs it.
+// In the initial namespace the kernel itself does so with its default.
+func (j *journal) allow(name string) error {
+	allowed, err := Allowed()
+	if err != nil || slices.Contains(allowed, name) {
+		return err
+	}
+	k := key{Kind: keyAllowed}
+	copy(k.Target[:], name)
+	if err := j.m.Put(k, value{}); err != nil {
+		return fmt.Errorf("undo journal: %w", err)
+	}
+	if initial("/") {
+		return nil
+	}
+	return changeAllowed(adding(name))
+}
+
+// settle takes the names from the list of allowed ones that were added for a
+// default which is no more. What cannot be done now stays for the next time.
+func (j *journal) settle() {
+	entries, _ := j.entries()
+	needed := map[text]bool{}
+	for k, v := range entries {
+		if k.Kind == keyDefault {
+			needed[v.Ours[0]], needed[v.Ours[1]] = true, true
+		}
+	}
+	for k := range entries {
+		name := text(k.Target[:unsafe.Sizeof(text{})])
+		if k.Kind == keyAllowed && !needed[name] && changeAllowed(removing(name.String())) == nil {
+			j.m.Delete(k)
+		}
+	}
+}
+
+// sweepUses drops the entries of network namespaces that are gone, and the pins of
+// control groups that are.
+func sweepUses() {
+	sweepGroups()
+	j, err := openJournal(false)
+	if err != nil || j == nil {
+		return
+	}
+	defer j.close()
+	entries, err := j.entries()
+	if err != nil {
+		return
+	}
+	visible, err := visibleByInode()
+	if err != nil {
+		return
+	}
+	for k, v := range entries {
+		n, ok := visible[v.Inode]
+		if k.Kind != keyAllowed && (ok && n.cookie() != k.NS || !ok && !held(v.Inode)) {
+			j.m.Delete(k)
+		}
+	}
+}
+
+func visibleByInode() (map[uint64]namespace, error) {
+	visible, err := netns.List("/")
+	if err != nil {
+		return nil, err
+	}
+	self := ownInode()
+	at := map[uint64]namespace{}
+	for _, v := range visible {
+		at[v.Inode] = namespace{v, v.Inode == self}
+	}
+	return at, nil
+}
+
+// cookie is what no other network namespace has had since the machine started, as
+// opposed to the inode; 0 if it cannot be told.
+func (n namespace) cookie() (cookie uint64) {
+	n.do(func() error {
+		k, err := keyOf(0, nil)
+		cookie = k.NS
+		return err
+	})
+	return cookie
+}
+
+// held says whether a descriptor or a mount that can be seen holds a network
+// namespace without a process or a name.
+func held(inode uint64) bool {
+	link := fmt.Sprintf("net:[%d]", inode)
+	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	for _, fd := range fds {
+		if to, err := os.Readlink(fd); err == nil && to == link {
+			return true
+		}
+	}
+	mounts, _ := filepath.Glob("/proc/[0-9]*/mountinfo")
+	for _, m := range mounts {
+		if b, err := os.ReadFile(m); err == nil && bytes.Contains(b, []byte(" "+link+" ")) {
+			return true
+		}
+	}
+	return false
+}
+
+// Restoration says what was put back.
+type Restoration struct {
+	Restored []Restored `json:"restored"`
+	Warnings []string   `json:"warnings,omitempty"`
+}
+
+// Restored is one selection that was taken back.
+type Restored struct {
+	Kind      string `json:"kind"`                // as in Selection
+	Namespace string `json:"namespace,omitempty"` // name, "pid N", or "this one"
+	Target    string `json:"target,omitempty"`
+	From      string `json:"from,omitempty"` // what was selected
+	To        string `json:"to,omitempty"`   // what was before, and is again; absent: nothing
+}
+
+// Restore puts back what was there before the selections that this package has
+// made in all network namespaces that the caller can see, whichever process made
+// them. What somebody else has changed since is left as it is, and said in the
+// warnings. What fails stays to be restored.
+func Restore() (*Restoration, error) {
+	return restore(func(key) bool { return true }, func(uint64) bool { return true }, nil)
+}
+
+// RestoreDefault is Restore for the default of a network namespace; nil means the
+// one that the caller is in.
+func RestoreDefault(ns *netns.NS) (*Restoration, error) {
+	return restoreOne(ns, func(k key) bool { return k.Kind == keyDefault })
+}
+
+// RestoreRoute is Restore for the routes of a prefix in a network namespace.
+func RestoreRoute(ns *netns.NS, prefix netip.Prefix) (*Restoration, error) {
+	return restoreOne(ns, func(k key) bool { return k.Kind == keyRoute && targetOf(k).prefix == prefix })
+}
+
+// RestoreGroup is Restore for a control group, which is named as for UseGroup.
+func RestoreGroup(dir string) (*Restoration, error) {
+	g, err := findGroup("/", dir)
+	if err != nil {
+		return nil, fmt.Errorf("restore: %w", err)
+	}
+	return restore(func(key) bool { return false }, func(id uint64) bool { return id == g.id }, nil)
+}
+
+func restoreOne(ns *netns.NS, match func(key) bool) (*Restoration, error) {
+	var here key
+	if err := in(ns, func() (err error) { here, err = keyOf(0, nil); return err }); err != nil {
+		return nil, fmt.Errorf("restore: %w", err)
+	}
+	return restore(func(k key) bool { return k.NS == here.NS && match(k) }, func(uint64) bool { return false }, ns)
+}
+
+// restore takes back what matches. All entries that match are in ns, if that is
+// not nil.
+func restore(match func(key) bool, group func(uint64) bool, ns *netns.NS) (*Restoration, error) {
+	fail := func(err error) (*Restoration, error) { return nil, fmt.Errorf("restore: %w", err) }
+	if err := need("/", "CAP_NET_ADMIN", "CAP_BPF"); err != nil {
+		return fail(err)
+	}
+	unlock, err := lock()
+	if err != nil {
+		return fail(err)
+	}
+	defer unlock()
+	r := &Restoration{}
+	errs := []error{r.groups(group)}
+	j, err := openJournal(false)
+	if err != nil {
+		return fail(err)
+	}
+	if j == nil {
+		return r, errors.Join(errs...)
+	}
+	defer j.close()
+	entries, err := j.entries()
+	if err != nil {
+		return fail(fmt.Errorf("undo journal: %w", err))
+	}
+	visible, err := visibleByInode()
+	if err != nil {
+		return fail(err)
+	}
+	for _, k := range slices.SortedFunc(maps.Keys(entries), func(a, b key) int { return bytes.Compare(a.bytes(), b.bytes()) }) {
+		if k.Kind == keyAllowed || !match(k) {
+			continue
+		}
+		v := entries[k]
+		n, ok := visible[v.Inode]
+		do := n.do
+		switch {
+		case ns != nil:
+			do = ns.Do
+		case !ok:
+			r.Warnings = append(r.Warnings, fmt.Sprintf("network namespace net:[%d] has no name and no process that can be seen: nothing is put back there", v.Inode))
+			continue
+		}
+		one := Restored{Kind: byDefault, Namespace: n.label()}
+		var warning string
+		err := do(func() (err error) {
+			if k.Kind == keyRoute {
+				return one.route(targetOf(k), &v, &warning)
+			}
+			return one.namespaceDefault(j, &v, &warning)
+		})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("restore %s: %w", one.place(), err))
+			continue
+		}
+		j.m.Delete(k)
+		if warning != "" {
+			r.Warnings = append(r.Warnings, one.place()+": "+warning)
+		} else if one.From != one.To {
+			r.Restored = append(r.Restored, one)
+		}
+	}
+	return r, errors.Join(errs...)
+}
+
+// bytes orders keys.
+func (k key) bytes() []byte {
+	return fmt.Appendf(nil, "%d %d %s", k.Kind, k.NS, k.Target)
+}
+
+// place says what was selected.
+func (o *Restored) place() string {
+	in := " in network namespace " + strconv.Quote(o.Namespace)
+	if o.Namespace == "" || o.Namespace == thisOne {
+		in = ""
+	}
+	return strings.TrimSpace(o.Kind+" "+o.Target) + in
+}
+
+// left is the warning about what somebody else has put there.
+func left(now string) string {
+	return fmt.Sprintf("it is %s now, which ccload did not select: left as it is", now)
+}
+
+// namespaceDefault puts back the default of the network namespace that the thread is in.
+func (o *Restored) namespaceDefault(j *journal, v *value, warning *string) error {
+	now, err := readDefault("/")
+	if err != nil {
+		return err
+	}
+	o.From, o.To = now, v.Before.String()
+	if now == o.To {
+		return nil
+	}
+	if !v.ours(now) {
+		*warning = left(now)
+		return nil
+	}
+	if err := autoload("/", o.To); err != nil {
+		return err
+	}
+	// It may not have been an allowed one: a new network namespace has what the
+	// initial one has then.
+	if err := j.allow(o.To); err != nil {
+		return err
+	}
+	return setDefault("/", o.To)
+}
