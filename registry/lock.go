@@ -38,6 +38,7 @@ func lock() (unlock func(), err error) {
 	}
 	sweepPins()
 	sweepExtensions()
+	sweepUses()
 	return func() { dir.Close() }, nil
 }
 

@@ -143,6 +143,10 @@ func TestUnregisterDefault(t *testing.T) {
 	}
 	defer unix.Unmount(named, 0)
 
+	before, err := Default(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if _, err := SetDefault(ns, name, false); err != nil {
 		t.Fatal(err)
 	}
@@ -164,6 +168,12 @@ func TestUnregisterDefault(t *testing.T) {
 	}
 	if got, _ := Default(ns); got != "reno" {
 		t.Errorf("the default is %s", got)
+	}
+	if r, err := Restore(); err != nil || len(r.Warnings) > 0 {
+		t.Errorf("restored %+v, %v", r, err)
+	}
+	if got, _ := Default(ns); got != before {
+		t.Errorf("the default is %s, was %s", got, before)
 	}
 }
 

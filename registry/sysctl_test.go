@@ -53,6 +53,9 @@ func TestSetDefault(t *testing.T) {
 	if got, _ := Default(ns); got != "reno" {
 		t.Errorf("a failing change left %q", got)
 	}
+	if _, err := RestoreDefault(ns); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestAllow(t *testing.T) {
@@ -94,5 +97,8 @@ func TestAllow(t *testing.T) {
 	}
 	if after, _ := Allowed(); !slices.Contains(after, "reno") {
 		t.Errorf("not allowed afterwards: %q", after)
+	}
+	if _, err := RestoreDefault(ns); err != nil {
+		t.Error(err)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"unsafe"
 
 	"ccload/internal/netns"
+	"ccload/structops"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -233,59 +234,87 @@ func sweepUses() {
 	if err != nil {
 		return
 	}
-	visible, err := visibleByInode()
-	if err != nil {
+	at, err := reach(entries)
+	if err != nil || !allProcesses() {
 		return
 	}
-	for k, v := range entries {
-		n, ok := visible[v.Inode]
-		if k.Kind != keyAllowed && (ok && n.cookie() != k.NS || !ok && !held(v.Inode)) {
+	for k := range entries {
+		if _, ok := at[k.NS]; !ok && k.Kind != keyAllowed {
 			j.m.Delete(k)
 		}
 	}
 }
 
-func visibleByInode() (map[uint64]namespace, error) {
+// reach finds the network namespaces of the entries, by their cookies: those that
+// have a process or a name, and those that a descriptor or a mount leads to.
+func reach(entries map[key]value) (map[uint64]namespace, error) {
+	wanted := map[uint64]bool{}
+	for k, v := range entries {
+		if k.Kind != keyAllowed {
+			wanted[v.Inode] = true
+		}
+	}
+	at := map[uint64]namespace{}
+	if len(wanted) == 0 {
+		return at, nil
+	}
 	visible, err := netns.List("/")
 	if err != nil {
 		return nil, err
 	}
 	self := ownInode()
-	at := map[uint64]namespace{}
-	for _, v := range visible {
-		at[v.Inode] = namespace{v, v.Inode == self}
+	see := func(v netns.Visible) {
+		n := namespace{v, v.Inode == self}
+		n.do(func() error {
+			k, err := keyOf(0, nil)
+			if err == nil {
+				at[k.NS] = n
+			}
+			return err
+		})
+		delete(wanted, v.Inode)
 	}
-	return at, nil
-}
-
-// cookie is what no other network namespace has had since the machine started, as
-// opposed to the inode; 0 if it cannot be told.
-func (n namespace) cookie() (cookie uint64) {
-	n.do(func() error {
-		k, err := keyOf(0, nil)
-		cookie = k.NS
-		return err
-	})
-	return cookie
-}
-
-// held says whether a descriptor or a mount that can be seen holds a network
-// namespace without a process or a name.
-func held(inode uint64) bool {
-	link := fmt.Sprintf("net:[%d]", inode)
+	for _, v := range visible {
+		if wanted[v.Inode] {
+			see(v)
+		}
+	}
+	if len(wanted) == 0 {
+		return at, nil
+	}
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
 	for _, fd := range fds {
-		if to, err := os.Readlink(fd); err == nil && to == link {
-			return true
+		var inode uint64
+		if to, err := os.Readlink(fd); err == nil && sscan(to, "net:[%d]", &inode) && wanted[inode] {
+			see(netns.Visible{Inode: inode, Path: fd})
 		}
 	}
 	mounts, _ := filepath.Glob("/proc/[0-9]*/mountinfo")
 	for _, m := range mounts {
-		if b, err := os.ReadFile(m); err == nil && bytes.Contains(b, []byte(" "+link+" ")) {
-			return true
+		b, _ := os.ReadFile(m)
+		for line := range strings.Lines(string(b)) {
+			point, ok := structops.MountPoint(line, "nsfs")
+			var inode uint64
+			if ok && sscan(strings.Fields(line)[3], "net:[%d]", &inode) && wanted[inode] {
+				see(netns.Visible{Inode: inode, Path: filepath.Join(filepath.Dir(m), "root", point)})
+			}
 		}
 	}
-	return false
+	return at, nil
+}
+
+func sscan(s, format string, into ...any) bool {
+	n, err := fmt.Sscanf(s, format, into...)
+	return err == nil && n == len(into)
+}
+
+// allProcesses says whether all processes of the machine can be seen, so that a
+// network namespace that nothing leads to is gone, and is not only another
+// container's.
+func allProcesses() bool {
+	const initial = 0xeffffffc // PROC_PID_INIT_INO
+	var st unix.Stat_t
+	return unix.Stat("/proc/self/ns/pid", &st) == nil && st.Ino == initial
 }
 
 // Restoration says what was put back.
@@ -308,7 +337,7 @@ type Restored struct {
 // them. What somebody else has changed since is left as it is, and said in the
 // warnings. What fails stays to be restored.
 func Restore() (*Restoration, error) {
-	return restore(func(key) bool { return true }, func(uint64) bool { return true }, nil)
+	return restore(func(key) bool { return true }, func(uint64) bool { return true })
 }
 
 // RestoreDefault is Restore for the default of a network namespace; nil means the
@@ -328,7 +357,7 @@ func RestoreGroup(dir string) (*Restoration, error) {
 	if err != nil {
 		return nil, fmt.Errorf("restore: %w", err)
 	}
-	return restore(func(key) bool { return false }, func(id uint64) bool { return id == g.id }, nil)
+	return restore(func(key) bool { return false }, func(id uint64) bool { return id == g.id })
 }
 
 func restoreOne(ns *netns.NS, match func(key) bool) (*Restoration, error) {
@@ -336,12 +365,11 @@ func restoreOne(ns *netns.NS, match func(key) bool) (*Restoration, error) {
 	if err := in(ns, func() (err error) { here, err = keyOf(0, nil); return err }); err != nil {
 		return nil, fmt.Errorf("restore: %w", err)
 	}
-	return restore(func(k key) bool { return k.NS == here.NS && match(k) }, func(uint64) bool { return false }, ns)
+	return restore(func(k key) bool { return k.NS == here.NS && match(k) }, func(uint64) bool { return false })
 }
 
-// restore takes back what matches. All entries that match are in ns, if that is
-// not nil.
-func restore(match func(key) bool, group func(uint64) bool, ns *netns.NS) (*Restoration, error) {
+// restore takes back what matches.
+func restore(match func(key) bool, group func(uint64) bool) (*Restoration, error) {
 	fail := func(err error) (*Restoration, error) { return nil, fmt.Errorf("restore: %w", err) }
 	if err := need("/", "CAP_NET_ADMIN", "CAP_BPF"); err != nil {
 		return fail(err)
@@ -365,7 +393,7 @@ func restore(match func(key) bool, group func(uint64) bool, ns *netns.NS) (*Rest
 	if err != nil {
 		return fail(fmt.Errorf("undo journal: %w", err))
 	}
-	visible, err := visibleByInode()
+	at, err := reach(entries)
 	if err != nil {
 		return fail(err)
 	}
@@ -374,18 +402,14 @@ func restore(match func(key) bool, group func(uint64) bool, ns *netns.NS) (*Rest
 			continue
 		}
 		v := entries[k]
-		n, ok := visible[v.Inode]
-		do := n.do
-		switch {
-		case ns != nil:
-			do = ns.Do
-		case !ok:
-			r.Warnings = append(r.Warnings, fmt.Sprintf("network namespace net:[%d] has no name and no process that can be seen: nothing is put back there", v.Inode))
+		n, ok := at[k.NS]
+		if !ok {
+			r.Warnings = append(r.Warnings, fmt.Sprintf("network namespace net:[%d] cannot be seen from here: nothing is put back there", v.Inode))
 			continue
 		}
 		one := Restored{Kind: byDefault, Namespace: n.label()}
 		var warning string
-		err := do(func() (err error) {
+		err := n.do(func() (err error) {
 			if k.Kind == keyRoute {
 				return one.route(targetOf(k), &v, &warning)
 			}
