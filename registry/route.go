@@ -290,14 +290,19 @@ func (r *route) number(typ uint16) uint32 {
 	return 0
 }
 
+// attribute makes one; its length counts a header of 4 bytes.
+func attribute(typ uint16, data []byte) netlink.Attribute {
+	return netlink.Attribute{Length: uint16(4 + len(data)), Type: typ, Data: data}
+}
+
 // set replaces an attribute, or with nil removes it, in its place.
 func (r *route) set(typ uint16, data []byte) {
 	i := slices.IndexFunc(r.attrs, func(a netlink.Attribute) bool { return a.Type&attrTypes == typ })
 	switch {
 	case i < 0 && data != nil:
-		r.attrs = append(r.attrs, netlink.Attribute{Type: typ, Data: data})
+		r.attrs = append(r.attrs, attribute(typ, data))
 	case i >= 0 && data != nil:
-		r.attrs[i].Data = data
+		r.attrs[i] = attribute(typ, data)
 	case i >= 0:
 		r.attrs = slices.Delete(r.attrs, i, i+1)
 	}
@@ -416,10 +421,10 @@ func (r *route) with(congestion string) *route {
 		locked |= 1 << metricCC
 	}
 	if locked != 0 {
-		attrs = append(attrs, netlink.Attribute{Type: unix.RTAX_LOCK, Data: nlenc.Uint32Bytes(locked)})
+		attrs = append(attrs, attribute(unix.RTAX_LOCK, nlenc.Uint32Bytes(locked)))
 	}
 	if name != "" {
-		attrs = append(attrs, netlink.Attribute{Type: metricCC, Data: nlenc.Bytes(name)})
+		attrs = append(attrs, attribute(metricCC, nlenc.Bytes(name)))
 	}
 	var b []byte
 	if len(attrs) > 0 {
@@ -434,7 +439,7 @@ func (r *route) settable() *route {
 	s := r.clone()
 	binary.NativeEndian.PutUint32(s.header[rtFlags:], nlenc.Uint32(r.header[rtFlags:])&unix.RTNH_F_ONLINK)
 	if info := r.attr(unix.RTA_CACHEINFO); len(info) >= 12 {
-		if in := int32(nlenc.Uint32(info[8:])); in > 0 { // struct rta_cacheinfo: rta_expires, in hundredths of a second
+		if in := int32(nlenc.Uint32(info[8:12])); in > 0 { // struct rta_cacheinfo: rta_expires, in hundredths of a second
 			s.set(unix.RTA_EXPIRES, nlenc.Uint32Bytes(uint32(in+99)/100))
 		}
 	}
@@ -442,7 +447,7 @@ func (r *route) settable() *route {
 	if hops := bytes.Clone(r.attr(unix.RTA_MULTIPATH)); hops != nil {
 		for rest := hops; len(rest) >= unix.SizeofRtNexthop; { // struct rtnexthop: length, flags, …
 			rest[2] &^= hopFlags
-			n := (int(nlenc.Uint16(rest)) + 3) &^ 3
+			n := (int(nlenc.Uint16(rest[:2])) + 3) &^ 3
 			rest = rest[min(max(n, unix.SizeofRtNexthop), len(rest)):]
 		}
 		s.set(unix.RTA_MULTIPATH, hops)
