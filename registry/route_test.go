@@ -69,14 +69,8 @@ func connect(t *testing.T, from, to *netns.NS, addr string) (opener, accepter st
 		t.Fatal(err)
 	}
 	defer l.Close()
-	var c net.Conn
-	if err := from.Do(func() error {
-		// Dial would open its socket on another thread.
-		a := netip.MustParseAddrPort(l.Addr().String())
-		c2, err := dialHere(a)
-		c = c2
-		return err
-	}); err != nil {
+	var c *net.TCPConn
+	if err := from.Do(func() (err error) { c, err = dialHere(netip.MustParseAddrPort(l.Addr().String())); return err }); err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
@@ -85,26 +79,22 @@ func connect(t *testing.T, from, to *netns.NS, addr string) (opener, accepter st
 		t.Fatal(err)
 	}
 	defer s.Close()
-	opener, err1 := congestionOf(c.(*net.TCPConn))
+	opener, err1 := congestionOf(c)
 	accepter, err2 := congestionOf(s.(*net.TCPConn))
 	if err := errors.Join(err1, err2); err != nil {
 		t.Fatal(err)
 	}
-	raw, _ := c.(*net.TCPConn).SyscallConn()
+	raw, _ := c.SyscallConn()
 	raw.Control(func(fd uintptr) {
 		chooses = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno")
 	})
 	return opener, accepter, chooses
 }
 
-// dialHere connects in the network namespace of the calling thread.
-func dialHere(to netip.AddrPort) (net.Conn, error) {
-	d := net.Dialer{}
-	network := "tcp6"
-	if to.Addr().Is4() {
-		network = "tcp4"
-	}
-	return d.DialTCP(context.Background(), network, netip.AddrPort{}, to)
+// dialHere connects in the network namespace of the calling thread, which Dial of
+// two address families would leave.
+func dialHere(to netip.AddrPort) (*net.TCPConn, error) {
+	return new(net.Dialer).DialTCP(context.Background(), "tcp", netip.AddrPort{}, to)
 }
 
 func TestUseRoute(t *testing.T) {
