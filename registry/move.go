@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package registry
+
+import (
+	"bytes"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"unsafe"
+
+	"ccload/internal/inetdiag"
+	"ccload/internal/netns"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+//go:embed move.bpf.o
+var moveObject []byte
+
+// formerPath pins what moved sockets had before: a map whose entries are with the
+// sockets themselves, and end with them.
+const formerPath = bpffs + "/ccload-use/sockets"
+
+// moving is what it takes to run an iterator that sets socket options.
+var moving = []string{"CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON"}
+
+// Moved says what became of open sockets.
+type Moved struct {
+	Matched int            `json:"matched"`           // that the filter chose; to restore: of them, those that had been moved
+	Moved   int            `json:"moved"`             // run other code now
+	Kept    int            `json:"kept"`              // ran that code already
+	Left    int            `json:"left,omitempty"`    // not restored, because somebody else has moved them since
+	Gone    int            `json:"gone,omitempty"`    // closed meanwhile
+	Failed  int            `json:"failed,omitempty"`  // run what they did, or what the new one handed them on to
+	Reasons map[string]int `json:"reasons,omitempty"` // why, of the failed ones
+	Window  int            `json:"window,omitempty"`  // of the moved ones, those whose window or threshold the new algorithm's init has set
+}
+
+// MoveSockets gives the open TCP sockets of a network namespace that a filter
+// chooses (nil: all connections) the congestion control that is registered under a
+// name now, also where they run an earlier one of that name; nil is the namespace
+// that the caller is in. What a moved listener accepts gets it, too. The list of
+// allowed names does not matter.
+//
+// Their connections go on: the kernel starts the new algorithm with the window and
+// the threshold that the old one had, and a BPF one sees in its init what it begins
+// with. RestoreSockets takes it back. It needs CAP_NET_ADMIN, CAP_BPF and
+// CAP_PERFMON, and for another namespace CAP_SYS_ADMIN.
+func MoveSockets(ns *netns.NS, f *Filter, to string) (*Moved, error) {
+	var m *Moved
+	err := need("/", moving...)
+	if err == nil {
+		err = locked(func() (err error) { m, err = moveSockets(ns, f, to); return err })
+	}
+	if err != nil {
+		return nil, fmt.Errorf("move sockets to %q: %w", to, err)
+	}
+	return m, nil
+}
+
+// RestoreSockets gives the sockets that MoveSockets moved what they had before,
+// those of a network namespace that a filter chooses (nil: all, listening ones
+// too), whichever process moved them. One that somebody has given yet another name
+// since is left alone. It needs what MoveSockets needs.
+func RestoreSockets(ns *netns.NS, f *Filter) (*Moved, error) {
+	var m *Moved
+	err := need("/", moving...)
+	if err == nil {
+		err = locked(func() (err error) { m, err = restoreSockets(ns, f); return err })
+	}
+	if err != nil {
+		return nil, fmt.Errorf("restore sockets: %w", err)
+	}
+	return m, nil
+}
+
+// moveSockets is MoveSockets for who has the lock.
+func moveSockets(ns *netns.NS, f *Filter, to string) (*Moved, error) {
+	if err := autoload("/", to); err != nil {
+		return nil, err
+	}
+	ecn, err := needsECN(to)
+	if err != nil {
+		return nil, err
+	}
+	cookies, err := choose(ns, f, unnamed)
+	if err != nil || len(cookies) == 0 {
+		return &Moved{}, err
+	}
+	var name [16]byte
+	copy(name[:maxName], to)
+	return iterate(ns, cookies, "move", map[string]any{"to": name, "needs_ecn": ecn})
+}
+
+// restoreSockets is RestoreSockets for who has the lock.
+func restoreSockets(ns *netns.NS, f *Filter) (*Moved, error) {
+	if _, err := os.Lstat(formerPath); errors.Is(err, fs.ErrNotExist) {
+		return &Moved{}, nil
+	}
+	cookies, err := choose(ns, f, anyState)
+	if err != nil {
+		return nil, err
+	}
+	return iterate(ns, cookies, "restore", nil)
+}
+
+// choose lists the cookies of the sockets that a filter chooses.
+func choose(ns *netns.NS, f *Filter, without stateSet) (cookies []uint64, err error) {
+	var conn *inetdiag.Conn
+	if err := in(ns, func() (err error) { conn, err = inetdiag.Dial(); return err }); err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	states := f.states(without) &^ bucketStates
+	if states == 0 {
+		return nil, nil
+	}
+	err = conn.Dump(uint32(states), false, func(s *inetdiag.Socket) error {
+		if f.match(s) {
+			cookies = append(cookies, s.Cookie)
+		}
+		return nil
+	})
+	return cookies, err
+}
+
+// outcome is what became of a socket, as move.bpf.c has it.
+type outcome struct {
+	State  uint32
+	Error  int32 // -errno
+	Window uint32
+}
+
+const (
+	wasPending uint32 = iota
+	wasMoved
+	wasKept
+	hasFailed
+	hadNoECN
+	fellBack
+	wasLeft
+	neverMoved
+)
+
+// passes is how often the sockets are walked through until all that are meant were
+// met: a walk may miss one while others come and go (before Linux 6.17).
+const passes = 3
+
+// iterate runs one of the programs over the sockets.
+func iterate(ns *netns.NS, cookies []uint64, program string, variables map[string]any) (m *Moved, err error) {
+	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(moveObject))
+	if err != nil {
+		return nil, err
+	}
+	for name, v := range variables {
+		if err := spec.Variables[name].Set(v); err != nil {
+			return nil, err
+		}
+	}
+	spec.Maps["chosen"].MaxEntries = max(1, uint32(len(cookies)))
+	coll, err := loadFormer(spec)
+	if err != nil {
+		return nil, err
+	}
+	defer coll.Close()
+	defer func() {
+		if ferr := forget(coll); err == nil {
+			err = ferr
+		}
+	}()
+	m = &Moved{}
+	if len(cookies) == 0 {
+		return m, nil
+	}
+	chosen := coll.Maps["chosen"]
+	outcomes := make([]outcome, len(cookies))
+	if _, err := chosen.BatchUpdate(cookies, outcomes, nil); err != nil {
+		return nil, err
+	}
+	for range passes {
+		if err := walk(ns, coll.Programs[program], nil); err != nil {
+			return nil, err
+		}
+		var cursor ebpf.MapBatchCursor
+		n, err := chosen.BatchLookup(&cursor, cookies, outcomes, nil)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil, err
+		}
+		m.count(outcomes[:n])
+		if m.Gone == 0 {
+			break
+		}
+	}
+	return m, nil
+}
+
+func (m *Moved) count(outcomes []outcome) {
+	*m = Moved{Reasons: map[string]int{}}
+	for _, o := range outcomes {
+		m.Matched++
+		switch o.State {
+		case wasPending:
+			m.Gone++
+		case wasMoved:
+			m.Moved++
+			m.Window += int(o.Window)
+		case wasKept:
+			m.Kept++
+		case wasLeft:
+			m.Left++
+		case neverMoved:
+			m.Matched--
+		default:
+			m.Failed++
+			m.Reasons[o.reason()]++
+		}
+	}
+}
+
+func (o outcome) reason() string {
+	switch errno := syscall.Errno(-o.Error); {
+	case o.State == hadNoECN:
+		return "the connection has not agreed on ECN, which it needs"
+	case o.State == fellBack:
+		return "it handed the socket on to another"
+	case errno == unix.EPERM:
+		return "the route locks the congestion control"
+	case errno == unix.ENOENT:
+		return "what they had is not registered any more"
+	default:
+		return errno.Error()
+	}
+}
+
+// walk runs an iterator from beginning to end.
+func walk(ns *netns.NS, prog *ebpf.Program, over *ebpf.Map) error {
+	it, err := link.AttachIter(link.IterOptions{Program: prog, Map: over})
+	if err != nil {
+		return err
+	}
+	defer it.Close()
+	return in(ns, func() error {
+		r, err := it.Open() // belongs to the namespace that the thread is in
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		for {
+			_, err := io.Copy(io.Discard, r)
+			if !errors.Is(err, unix.EAGAIN) { // a million sockets, and more to come
+				return err
+			}
+		}
+	})
+}
+
+// loadFormer loads the programs, with the pinned map of what sockets had, which it
+// makes if it is not there.
+func loadFormer(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+	pinned, err := ebpf.LoadPinnedMap(formerPath, nil)
+	if err == nil {
+		defer pinned.Close()
+		return ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{"former": pinned}})
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", formerPath, err)
+	}
+	coll, err := ebpf.NewCollection(spec)
+	if err != nil {
+		return nil, err
+	}
+	if err = ownDir(filepath.Dir(formerPath)); err == nil {
+		err = coll.Maps["former"].Pin(formerPath)
+	}
+	if err != nil {
+		coll.Close()
+		return nil, err
+	}
+	return coll, nil
+}
+
+// forget takes the pin away when no socket remembers anything.
+func forget(coll *ebpf.Collection) error {
+	if err := walk(nil, coll.Programs["count"], coll.Maps["former"]); err != nil {
+		return err
+	}
+	var n uint64
+	if err := coll.Variables["remembered"].Get(&n); err != nil || n > 0 {
+		return err
+	}
+	if err := os.Remove(formerPath); err != nil {
+		return err
+	}
+	os.Remove(filepath.Dir(formerPath)) // stays while it has other pins
+	return nil
+}
+
+// needsECN says whether a congestion control has TCP_CONG_NEEDS_ECN. The kernel
+// tells of those in BPF only; of its own dctcp alone has it (Linux 6.18).
+func needsECN(name string) (bool, error) {
+	e, err := find(name)
+	if err != nil {
+		return false, err
+	}
+	const flag = 2
+	return name == "dctcp" || e.info != nil && e.info.Flags&flag != 0, nil
+}
+
+// The programs' structure is packed as Go's is.
+var _ [12]byte = [unsafe.Sizeof(outcome{})]byte{}
