@@ -20,18 +20,20 @@
  */
 #include "ccload.bpf.h"
 
-/* Tunables, set before load. */
-const volatile __u32 beta = 717;            /* 1/1024: cwnd kept after a loss; 512..1023 (0.7) */
+/* Tunable, set before load: the curve of an epoch under way was worked out with it. */
 const volatile __u32 c = 410;               /* segments/s^3, in 1/1024: steepness; 4..8192 (0.4) */
-const volatile __u32 fast_convergence = 1;  /* bool: give way to new flows (section 4.7) */
-const volatile __u32 tcp_friendliness = 1;  /* bool: never slower than Reno (section 4.3) */
-const volatile __u32 initial_ssthresh = 0;  /* segments; 0: unlimited. Only without HyStart */
-const volatile __u32 hystart = 1;           /* bool */
-const volatile __u32 hystart_detect = 3;    /* 1: ACK train, 2: delay, 3: both */
-const volatile __u32 hystart_low_window = 16;      /* segments: not below this window */
-const volatile __u32 hystart_ack_delta_us = 2000;  /* us: ACKs closer than this are one train */
-const volatile __u32 hystart_delay_min_us = 4000;  /* us: bounds of the rise of RTT, */
-const volatile __u32 hystart_delay_max_us = 16000; /*     an eighth of the smallest, that means congestion */
+
+/* Tunables that may change while it runs: each is looked at afresh where it is needed. */
+volatile __u32 beta = 717;            /* 1/1024: cwnd kept after a loss; 512..1023 (0.7) */
+volatile __u32 fast_convergence = 1;  /* bool: give way to new flows (section 4.7) */
+volatile __u32 tcp_friendliness = 1;  /* bool: never slower than Reno (section 4.3) */
+volatile __u32 initial_ssthresh = 0;  /* segments; 0: unlimited. Only without HyStart */
+volatile __u32 hystart = 1;           /* bool */
+volatile __u32 hystart_detect = 3;    /* 1: ACK train, 2: delay, 3: both */
+volatile __u32 hystart_low_window = 16;      /* segments: not below this window */
+volatile __u32 hystart_ack_delta_us = 2000;  /* us: ACKs closer than this are one train */
+volatile __u32 hystart_delay_min_us = 4000;  /* us: bounds of the rise of RTT, */
+volatile __u32 hystart_delay_max_us = 16000; /*     an eighth of the smallest, that means congestion */
 
 enum {
 	SCALE_BITS = 10,

@@ -14,9 +14,9 @@
  */
 #include "ccload.bpf.h"
 
-/* Tunables, set before load. */
-const volatile __u32 g = 64;                /* 1/1024: weight of a new sample of alpha; 1..1024 (1/16) */
-const volatile __u32 alpha_on_init = 1024;  /* 1/1024: alpha of a new connection; 0..1024 (1) */
+/* Tunables that may change while it runs: alpha is worked out afresh once a window. */
+volatile __u32 g = 64;                /* 1/1024: weight of a new sample of alpha; 1..1024 (1/16) */
+volatile __u32 alpha_on_init = 1024;  /* 1/1024: alpha of a new connection; 0..1024 (1) */
 
 enum {
 	SCALE_BITS = 10,

@@ -39,14 +39,15 @@ const (
 // scale is the number of parts of one that a Fraction is stored in.
 const scale = 1024
 
-// Tunable is a parameter that is set before an algorithm is loaded: a const
-// volatile __u32 of the C file, whose name it bears.
+// Tunable is a parameter of an algorithm: a volatile __u32 of the C file, whose
+// name it bears. One that is const there is set before the algorithm is loaded.
 type Tunable struct {
 	Name     string
 	Kind     Kind
 	Unit     string // "segments", "us", …; empty for pure numbers
 	Default  uint32 // as stored
 	Min, Max uint32 // as stored, inclusive
+	Running  bool   // it may be set while the algorithm runs, too
 	Doc      string
 }
 

@@ -9,9 +9,9 @@ var dctcp = &Algorithm{
 	stem:      "dctcp",
 	NewState:  func() any { return new(DCTCPState) },
 	Tunables: []Tunable{
-		{Name: "g", Kind: Fraction, Default: 64, Min: 1, Max: 1024,
+		{Name: "g", Kind: Fraction, Default: 64, Min: 1, Max: 1024, Running: true,
 			Doc: "weight of a new sample of alpha (RFC 8257 §3.3)"},
-		{Name: "alpha_on_init", Kind: Fraction, Default: 1024, Max: 1024,
+		{Name: "alpha_on_init", Kind: Fraction, Default: 1024, Max: 1024, Running: true,
 			Doc: "alpha of a new connection (§4.3)"},
 	},
 }

@@ -31,7 +31,7 @@ var groupObject []byte
 // split over; cgroup.bpf.c has it, too.
 const (
 	maxArms   = 8
-	maxWeight = 1_000_000
+	MaxWeight = 1_000_000
 )
 
 // Arm is a congestion control and how many of a group's connections get it, in
@@ -53,8 +53,8 @@ func ParseSplit(text string) ([]Arm, error) {
 			return fail("%q is not NAME=WEIGHT", part)
 		}
 		w, err := strconv.ParseUint(weight, 10, 32)
-		if err != nil || w == 0 || w > maxWeight {
-			return fail("the weight of %q is not a number from 1 to %d", name, maxWeight)
+		if err != nil || w == 0 || w > MaxWeight {
+			return fail("the weight of %q is not a number from 1 to %d", name, MaxWeight)
 		}
 		if slices.ContainsFunc(arms, func(a Arm) bool { return a.Name == name }) {
 			return fail("%q is there twice", name)
@@ -94,8 +94,8 @@ func UseGroup(dir string, arms []Arm) (*GroupChange, error) {
 		return fail(fmt.Errorf("%d congestion controls: there can be 1 to %d", len(arms), maxArms))
 	}
 	for _, a := range arms {
-		if a.Weight == 0 || a.Weight > maxWeight {
-			return fail(fmt.Errorf("weight %d of %q: it is from 1 to %d", a.Weight, a.Name, maxWeight))
+		if a.Weight == 0 || a.Weight > MaxWeight {
+			return fail(fmt.Errorf("weight %d of %q: it is from 1 to %d", a.Weight, a.Name, MaxWeight))
 		}
 	}
 	g, err := findGroup("/", dir)

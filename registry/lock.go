@@ -37,6 +37,7 @@ func lock() (unlock func(), err error) {
 		return nil, fmt.Errorf("lock: %w", err)
 	}
 	sweepPins()
+	sweepReplacements()
 	sweepExtensions()
 	sweepUses()
 	return func() { dir.Close() }, nil

@@ -84,9 +84,6 @@ func RestoreSockets(ns *netns.NS, f *Filter) (*Moved, error) {
 
 // moveSockets is MoveSockets for who has the lock.
 func moveSockets(ns *netns.NS, f *Filter, to string) (*Moved, error) {
-	if err := autoload("/", to); err != nil {
-		return nil, err
-	}
 	ecn, err := needsECN(to)
 	if err != nil {
 		return nil, err
@@ -301,17 +298,6 @@ func forget(coll *ebpf.Collection) error {
 	}
 	os.Remove(filepath.Dir(formerPath)) // stays while it has other pins
 	return nil
-}
-
-// needsECN says whether a congestion control has TCP_CONG_NEEDS_ECN. The kernel
-// tells of those in BPF only; of its own dctcp alone has it (Linux 6.18).
-func needsECN(name string) (bool, error) {
-	e, err := find(name)
-	if err != nil {
-		return false, err
-	}
-	const flag = 2
-	return name == "dctcp" || e.info != nil && e.info.Flags&flag != 0, nil
 }
 
 // The programs' structure is packed as Go's is.

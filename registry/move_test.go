@@ -72,15 +72,15 @@ func choosing(t *testing.T, c syscall.Conn, name string) {
 	}
 }
 
-// pair is a connection inside a namespace; whoever dials runs reno.
-type pair struct {
+// connection is a connection inside a namespace; whoever dials runs reno.
+type connection struct {
 	l    *net.TCPListener
 	c, s *net.TCPConn
 }
 
-func connect(t *testing.T, ns *netns.NS, network, address string) *pair {
+func dialled(t *testing.T, ns *netns.NS, network, address string) *connection {
 	t.Helper()
-	p := &pair{}
+	p := &connection{}
 	err := ns.Do(func() error {
 		l, err := net.Listen(network, address)
 		if err != nil {
@@ -126,7 +126,7 @@ func connect(t *testing.T, ns *netns.NS, network, address string) *pair {
 	return p
 }
 
-func (p *pair) close() {
+func (p *connection) close() {
 	for _, c := range []io.Closer{p.c, p.s, p.l} {
 		c.Close()
 	}
@@ -172,7 +172,7 @@ func TestMoveSockets(t *testing.T) {
 	register(t, Options{Name: name}) // restricted
 	ns := island(t)
 	t.Cleanup(func() { RestoreSockets(ns, nil) })
-	pairs := []*pair{connect(t, ns, "tcp4", "127.0.0.1:0"), connect(t, ns, "tcp4", "127.0.0.2:0"), connect(t, ns, "tcp6", "[::1]:0")}
+	pairs := []*connection{dialled(t, ns, "tcp4", "127.0.0.1:0"), dialled(t, ns, "tcp4", "127.0.0.2:0"), dialled(t, ns, "tcp6", "[::1]:0")}
 	choosing(t, pairs[1].c, "cubic")
 	port := pairs[2].l.Addr().(*net.TCPAddr).Port
 
@@ -183,7 +183,7 @@ func TestMoveSockets(t *testing.T) {
 			t.Errorf("%s: %+v, %v", text, m, err)
 		}
 	}
-	runs := func(p *pair, c, s, l string) {
+	runs := func(p *connection, c, s, l string) {
 		t.Helper()
 		if gc, gs, gl := congestion(t, p.c), congestion(t, p.s), congestion(t, p.l); gc != c || gs != s || gl != l {
 			t.Errorf("%v: the dialled end runs %s, the accepted one %s, the listener %s; want %s, %s, %s", p.l.Addr(), gc, gs, gl, c, s, l)
@@ -248,7 +248,7 @@ func TestMoveWhileSending(t *testing.T) {
 	register(t, Options{Name: name})
 	ns := island(t)
 	t.Cleanup(func() { RestoreSockets(ns, nil) })
-	p := connect(t, ns, "tcp4", "127.0.0.1:0")
+	p := dialled(t, ns, "tcp4", "127.0.0.1:0")
 	data := make([]byte, 1<<20)
 	rand.NewChaCha8([32]byte{}).Read(data)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -294,7 +294,7 @@ func TestMoveWhileSending(t *testing.T) {
 func TestMoveErrors(t *testing.T) {
 	kerneltest.Privileged(t)
 	ns := island(t)
-	connect(t, ns, "tcp4", "127.0.0.1:0")
+	dialled(t, ns, "tcp4", "127.0.0.1:0")
 	var gone *NotFoundError
 	if _, err := MoveSockets(ns, nil, "renno"); !errors.As(err, &gone) || gone.Nearest != "reno" {
 		t.Errorf("a name that is not there: %v", err)

@@ -171,7 +171,7 @@ func renamed(arms []Arm, from, to string) (out []Arm) {
 			a.Name = to
 		}
 		if i := slices.IndexFunc(out, func(o Arm) bool { return o.Name == a.Name }); i >= 0 {
-			out[i].Weight = min(out[i].Weight+a.Weight, maxWeight)
+			out[i].Weight = min(out[i].Weight+a.Weight, MaxWeight)
 		} else {
 			out = append(out, a)
 		}

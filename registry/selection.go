@@ -2,6 +2,12 @@
 
 package registry
 
+import (
+	"fmt"
+
+	"ccload/internal/netns"
+)
+
 // Selection is a place where a congestion control is selected by name, whoever did
 // it: what is new there runs what the name stands for.
 type Selection struct {
@@ -35,4 +41,32 @@ func (s *Selection) Place() string {
 		place += " in network namespace " + s.Namespace
 	}
 	return place
+}
+
+// Selections lists the default of a network namespace (nil: the caller's) and its
+// routes that name a congestion control.
+func Selections(ns *netns.NS) (found []Selection, err error) {
+	err = in(ns, func() error {
+		def, err := readDefault("/")
+		if err != nil {
+			return err
+		}
+		routes, err := routeSelections("")
+		found = append([]Selection{{Kind: byDefault, Name: def}}, routes...)
+		return err
+	})
+	return found, err
+}
+
+// GroupArms is what a control group hands out, named as for UseGroup; nil if it
+// selects nothing.
+func GroupArms(dir string) ([]Arm, error) {
+	g, err := findGroup("/", dir)
+	if err != nil {
+		return nil, fmt.Errorf("control group %q: %w", dir, err)
+	}
+	if live := liveGroups()[g.pin()]; live != nil {
+		return live.arms(), nil
+	}
+	return nil, nil
 }

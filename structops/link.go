@@ -3,6 +3,7 @@
 package structops
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -195,6 +196,89 @@ func OpenPinned(path string) (*Link, error) {
 	l, err := openPinned(path)
 	if err != nil {
 		return nil, fmt.Errorf("pin %q: %w", path, permission("", err, looking...))
+	}
+	return l, nil
+}
+
+// Open opens what is registered, whoever did it, by its link or else its map. The
+// Link counts as pinned: its Close does not unregister. ErrNotFound says that it is
+// registered no more.
+func Open(i *Info) (*Link, error) {
+	l := &Link{name: i.Name, mapFD: -1, fd: -1, mapID: i.MapID, id: i.LinkID, pinned: true}
+	fail := func(err error) (*Link, error) {
+		l.Close()
+		if errors.Is(err, unix.ENOENT) {
+			err = fmt.Errorf("%w: %w", ErrNotFound, err)
+		}
+		return nil, fmt.Errorf("congestion control %q: %w", i.Name, permission("", err, looking...))
+	}
+	var err error
+	if l.mapFD, err = openID(unix.BPF_MAP_GET_FD_BY_ID, i.MapID); err != nil {
+		return fail(err)
+	}
+	if i.LinkID != 0 {
+		if l.fd, err = openID(unix.BPF_LINK_GET_FD_BY_ID, i.LinkID); err != nil {
+			return fail(err)
+		}
+	}
+	return l, nil
+}
+
+// Copy registers what is registered under another name as well, with the same
+// programs and thus the same parameters, and no link. The function pins, before it
+// is registered, as AttachPinned does. ErrExists says that the name is taken.
+func (i *Info) Copy(name string, pin func(*Link) error) (*Link, error) {
+	fail := func(err error) (*Link, error) {
+		return nil, fmt.Errorf("congestion control %q: copy as %q: %w", i.Name, name, permission("", err, loading...))
+	}
+	if err := CheckName(name); err != nil {
+		return fail(err)
+	}
+	layout, err := kernelLayout()
+	if err != nil {
+		return fail(err)
+	}
+	value := make([]byte, layout.size)
+	copy(value[layout.member("name").off:], name)
+	binary.NativeEndian.PutUint32(value[layout.member("flags").off:], i.Flags)
+	types := -1
+	for _, m := range i.Members {
+		fd, err := openID(unix.BPF_PROG_GET_FD_BY_ID, m.ID)
+		if err != nil {
+			return fail(err)
+		}
+		defer unix.Close(fd)
+		binary.NativeEndian.PutUint64(value[layout.member(m.Member).off:], uint64(fd))
+		if types < 0 {
+			var info progInfo
+			if err := objInfo(fd, &info); err != nil {
+				return fail(err)
+			}
+			if types, err = openID(unix.BPF_BTF_GET_FD_BY_ID, info.BTF); err != nil {
+				return fail(err)
+			}
+			defer unix.Close(types)
+		}
+	}
+	l := &Link{name: name, fd: -1}
+	if l.mapFD, err = createMap(i.Map, types, layout.typeID, layout.size, 0); err != nil {
+		return fail(err)
+	}
+	var info mapInfo
+	err = objInfo(l.mapFD, &info)
+	l.mapID = info.ID
+	if err == nil {
+		err = pin(l)
+	}
+	if err == nil {
+		err = element(unix.BPF_MAP_UPDATE_ELEM, l.mapFD, value)
+	}
+	if err != nil {
+		unix.Close(l.mapFD)
+		if errors.Is(err, unix.EEXIST) {
+			err = fmt.Errorf("%w: %w", ErrExists, err)
+		}
+		return fail(err)
 	}
 	return l, nil
 }

@@ -25,9 +25,11 @@ type Info struct {
 	Refs    int    // sockets, network namespaces that have it as default, and the link; an estimate of the kernel's
 	Flags   uint32 // TCP_CONG_*
 	Members []Member
-	Params  []Param // of its programs' constants, as far as they have BTF
+	Params  []Param // of its programs, as far as they have BTF
 
 	byLink bool // made for a link
+
+	places map[string]place // of the parameters that may be set
 }
 
 // Member is a member of a live map that a program is in.
@@ -253,11 +255,9 @@ func (i *Info) readProgram(m *Member, seen map[uint32]bool) error {
 	for _, id := range ids[:min(int(info.NumMaps), len(ids))] {
 		if !seen[id] {
 			seen[id] = true
-			ps, err := constants(id)
-			if err != nil {
+			if err := i.readParams(id); err != nil {
 				return err
 			}
-			i.Params = append(i.Params, ps...)
 		}
 	}
 	return nil
@@ -281,49 +281,55 @@ func loadBTF(id uint32) (*rawBTF, error) {
 	return parseBTF(raw)
 }
 
-// constants are the const volatile variables in a map, if it is a section of
-// constants with BTF.
-func constants(mapID uint32) ([]Param, error) {
+// readParams adds the parameters in a map, if it is a section of variables with
+// BTF.
+func (i *Info) readParams(mapID uint32) error {
 	fd, err := openID(unix.BPF_MAP_GET_FD_BY_ID, mapID)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer unix.Close(fd)
 	var info mapInfo
 	if err := objInfo(fd, &info); err != nil {
-		return nil, err
+		return err
 	}
 	const array = 2 // BPF_MAP_TYPE_ARRAY
-	if info.Type != array || info.Entries != 1 || info.Flags&unix.BPF_F_RDONLY_PROG == 0 || info.BTF == 0 {
-		return nil, nil
+	if info.Type != array || info.Entries != 1 || info.BTF == 0 {
+		return nil
 	}
 	value := make([]byte, info.ValueSize)
 	if err := element(unix.BPF_MAP_LOOKUP_ELEM, fd, value); err != nil {
-		return nil, err
+		return err
 	}
 	h, err := btf.NewHandleFromID(btf.ID(info.BTF))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer h.Close()
 	spec, err := h.Spec(nil)
 	if err != nil {
-		return nil, fmt.Errorf("BTF of map %d: %w", mapID, err)
+		return fmt.Errorf("BTF of map %d: %w", mapID, err)
 	}
 	t, err := spec.TypeByID(btf.TypeID(info.ValueType))
 	if err != nil {
-		return nil, fmt.Errorf("BTF of map %d: %w", mapID, err)
+		return fmt.Errorf("BTF of map %d: %w", mapID, err)
 	}
 	section, ok := t.(*btf.Datasec)
 	if !ok {
-		return nil, nil
+		return nil
 	}
-	var ps []Param
 	for _, vsi := range section.Vars {
 		v, ok := vsi.Type.(*btf.Var)
 		if ok && isTunable(v.Type, int(vsi.Size)) && uint64(vsi.Offset)+uint64(vsi.Size) <= uint64(len(value)) {
-			ps = append(ps, Param{v.Name, typeName(v.Type), decode(v.Type, value[vsi.Offset:][:vsi.Size])})
+			running := info.Flags&unix.BPF_F_RDONLY_PROG == 0
+			i.Params = append(i.Params, Param{v.Name, typeName(v.Type), decode(v.Type, value[vsi.Offset:][:vsi.Size]), running})
+			if running {
+				if i.places == nil {
+					i.places = map[string]place{}
+				}
+				i.places[v.Name] = place{mapID, vsi.Offset, v.Type}
+			}
 		}
 	}
-	return ps, nil
+	return nil
 }

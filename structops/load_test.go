@@ -132,14 +132,14 @@ func TestRegister(t *testing.T) {
 		}
 	}
 	// What is live is what was set, of the same types as in the object.
-	if got, want := fmt.Sprint(i.Params), fmt.Sprint(s.Params()); got != want || !strings.Contains(got, "{p_u8 __u8 7}") {
+	if got, want := fmt.Sprint(i.Params), fmt.Sprint(s.Params()); got != want || !strings.Contains(got, "{p_u8 __u8 7 false}") {
 		t.Errorf("parameters:\ngot  %s\nwant %s", got, want)
 	}
 	live, err := Live()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !slices.ContainsFunc(live, func(j *Info) bool { return fmt.Sprint(*i) == fmt.Sprint(*j) }) {
+	if !slices.ContainsFunc(live, func(j *Info) bool { return fmt.Sprint(plain(i)) == fmt.Sprint(plain(j)) }) {
 		t.Errorf("not among the live ones: %+v", *i)
 	}
 	if err := errors.Join(l.Close(), l.Close()); err != nil {
@@ -641,4 +641,39 @@ func TestLayout(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkLayout(t, l)
+}
+
+// plain is what of a live one can be printed.
+func plain(i *Info) Info {
+	p := *i
+	p.places = nil
+	return p
+}
+
+// What may change while it runs changes at once and by itself; what may not stays.
+func TestSetLive(t *testing.T) {
+	kerneltest.Privileged(t)
+	l := mustAttach(t, mustLoad(t, mustParse(t, "basic")), "")
+	defer l.Close()
+	value := func(name string) any {
+		i := mustInspect(t, l.MapID())
+		return i.Params[slices.IndexFunc(i.Params, func(p Param) bool { return p.Name == name })].Value
+	}
+	i := mustInspect(t, l.MapID())
+	if err := i.Set(map[string]any{"not_constant": 4_000_000_000}); err != nil {
+		t.Fatal(err)
+	}
+	if got := value("not_constant"); got != uint64(4_000_000_000) {
+		t.Errorf("it is %v", got)
+	}
+	for _, c := range []struct {
+		name  string
+		value any
+		want  error
+	}{{"p_u32", 1, ErrFixed}, {"nothing", 1, ErrNotFound}, {"not_constant", -1, nil}} {
+		err := i.Set(map[string]any{"not_constant": 5, c.name: c.value})
+		if err == nil || c.want != nil && !errors.Is(err, c.want) || value("not_constant") != uint64(4_000_000_000) {
+			t.Errorf("%s = %v: %v, and it is %v", c.name, c.value, err, value("not_constant"))
+		}
+	}
 }

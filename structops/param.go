@@ -16,12 +16,13 @@ import (
 	"github.com/cilium/ebpf/btf"
 )
 
-// Param is a const volatile variable of the object (or of a live one): a
-// parameter, which can be set until it is loaded.
+// Param is a volatile variable of the object (or of a live one): a parameter. A
+// const one can be set until it is loaded, another also while it runs.
 type Param struct {
-	Name  string
-	Type  string // C type, e.g. "__u32"
-	Value any    // int64, uint64, bool, float64; []byte for other types
+	Name    string
+	Type    string // C type, e.g. "__u32"
+	Value   any    // int64, uint64, bool, float64; []byte for other types
+	Running bool   // it may be set while it runs
 }
 
 // Params are the parameters with their present values, by name. Variables that
@@ -30,7 +31,7 @@ func (s *Spec) Params() []Param {
 	var ps []Param
 	for _, v := range s.coll.Variables {
 		if isParam(v) {
-			ps = append(ps, Param{v.Name, typeName(v.Type.Type), decode(v.Type.Type, v.Value)})
+			ps = append(ps, Param{Name: v.Name, Type: typeName(v.Type.Type), Value: decode(v.Type.Type, v.Value), Running: !v.Constant()})
 		}
 	}
 	sortParams(ps)
@@ -42,7 +43,7 @@ func sortParams(ps []Param) {
 }
 
 func isParam(v *ebpf.VariableSpec) bool {
-	return v.Constant() && v.Type != nil && isTunable(v.Type.Type, len(v.Value))
+	return v.Type != nil && isTunable(v.Type.Type, len(v.Value))
 }
 
 // Set gives a parameter a value: any integer type, bool, a float for a float,

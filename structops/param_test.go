@@ -19,10 +19,11 @@ func params(s *Spec) map[string]any {
 
 func TestParams(t *testing.T) {
 	want := []Param{
-		{"p_bool", "bool", true}, {"p_double", "double", 0.1}, {"p_enum", "enum so_mode", uint64(70000)},
-		{"p_float", "float", 1.5}, {"p_pair", "struct so_pair", []byte{1, 0, 0, 0, 2, 0, 0, 0}},
-		{"p_s16", "short", int64(-300)}, {"p_s32", "__s32", int64(-70000)}, {"p_s64", "__s64", int64(-1 << 62)},
-		{"p_u32", "__u32", uint64(70000)}, {"p_u64", "__u64", uint64(1 << 63)}, {"p_u8", "__u8", uint64(200)},
+		{Name: "not_constant", Type: "__u32", Value: uint64(9), Running: true},
+		{Name: "p_bool", Type: "bool", Value: true}, {Name: "p_double", Type: "double", Value: 0.1}, {Name: "p_enum", Type: "enum so_mode", Value: uint64(70000)},
+		{Name: "p_float", Type: "float", Value: 1.5}, {Name: "p_pair", Type: "struct so_pair", Value: []byte{1, 0, 0, 0, 2, 0, 0, 0}},
+		{Name: "p_s16", Type: "short", Value: int64(-300)}, {Name: "p_s32", Type: "__s32", Value: int64(-70000)}, {Name: "p_s64", Type: "__s64", Value: int64(-1 << 62)},
+		{Name: "p_u32", Type: "__u32", Value: uint64(70000)}, {Name: "p_u64", Type: "__u64", Value: uint64(1 << 63)}, {Name: "p_u8", Type: "__u8", Value: uint64(200)},
 	}
 	if got := mustParse(t, "basic").Params(); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %v\nwant %v", got, want)
@@ -64,7 +65,7 @@ func TestSet(t *testing.T) {
 
 func TestSetUnknown(t *testing.T) {
 	s := mustParse(t, "basic")
-	for _, name := range []string{"p_u16", "", "not_volatile", "not_constant", "LICENSE"} {
+	for _, name := range []string{"p_u16", "", "not_volatile", "LICENSE"} {
 		if err := s.Set(name, 1); !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "p_u8") {
 			t.Errorf("%q: %v", name, err)
 		}

@@ -58,27 +58,46 @@ func Wrong(n *yaml.Node, format string, args ...any) error {
 // Fields says what to do with the value of each key of a mapping.
 type Fields map[string]func(*yaml.Node) error
 
+// Parse goes through the keys of a mapping, each of which may be there once.
 func (f Fields) Parse(n *yaml.Node) error {
+	return Each(n, func(key string, at, n *yaml.Node) error {
+		set, ok := f[key]
+		if !ok {
+			return Wrong(at, "unknown key %q: there are %s", key, strings.Join(slices.Sorted(maps.Keys(f)), ", "))
+		}
+		return set(n)
+	})
+}
+
+// Each goes through the keys of a mapping, whatever they are; each may be there
+// once. at is the key's node.
+func Each(n *yaml.Node, each func(key string, at, value *yaml.Node) error) error {
 	n = Resolved(n)
 	if n.Kind != yaml.MappingNode {
 		return Wrong(n, "%s where keys with values should be", kind(n))
 	}
 	seen := map[string]bool{}
 	for i := 0; i+1 < len(n.Content); i += 2 {
-		key, value := n.Content[i], n.Content[i+1]
-		set, ok := f[key.Value]
-		if !ok || key.Kind != yaml.ScalarNode {
-			return Wrong(key, "unknown key %q: there are %s", key.Value, strings.Join(slices.Sorted(maps.Keys(f)), ", "))
+		at, value := n.Content[i], n.Content[i+1]
+		key, err := Text(at)
+		if err != nil {
+			return err
 		}
-		if seen[key.Value] {
-			return Wrong(key, "key %q: twice", key.Value)
+		if seen[key] {
+			return Wrong(at, "key %q: twice", key)
 		}
-		seen[key.Value] = true
-		if err := set(value); err != nil {
+		seen[key] = true
+		if err := each(key, at, value); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// Nothing says that a key has no value.
+func Nothing(n *yaml.Node) bool {
+	n = Resolved(n)
+	return n.Kind == yaml.ScalarNode && n.ShortTag() == "!!null"
 }
 
 // Resolved follows an alias to what it stands for, which is never an alias.

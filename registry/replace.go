@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package registry
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"ccload/internal/netns"
+	"ccload/structops"
+)
+
+// ReplaceOptions of Replace.
+type ReplaceOptions struct {
+	Map     string // which tcp_congestion_ops of the object; "": the only one
+	Migrate bool   // give open sockets the new code, too
+}
+
+// Replacement says what Replace did.
+type Replacement struct {
+	Name       string   `json:"name"`
+	Before     uint32   `json:"map_id_before"`
+	MapID      uint32   `json:"map_id"`
+	LinkID     uint32   `json:"link_id,omitempty"`    // absent: without a BPF link
+	Namespaces []string `json:"namespaces,omitempty"` // with it as their default: their new sockets get the new code
+	Migrated   *Moved   `json:"migrated,omitempty"`   // with Migrate: the open sockets of all visible namespaces
+	Warnings   []string `json:"warnings,omitempty"`
+}
+
+// Replace puts the object's congestion control in the place of the one that is
+// registered under a name, whoever did that. There is no moment without: sockets
+// get the old code or the new. What extends the old one extends the new one, and
+// it stays an allowed one. Open sockets go on with the old code, unless Migrate
+// moves them. If anything fails the old one serves on.
+//
+// Without a BPF link (before Linux 6.4, or if it was registered without) the
+// kernel cannot replace: the new code then is registered under a shadow name
+// first, which is selected wherever the name is; for some milliseconds sockets
+// that ask for the name get ENOENT, and those that get it by a selection show the
+// shadow name from then on. A warning says so. With extensions that is refused.
+func Replace(name string, spec *structops.Spec, o ReplaceOptions) (*Replacement, error) {
+	fail := func(err error) (*Replacement, error) { return nil, fmt.Errorf("replace %q: %w", name, err) }
+	if err := need("/", moving...); err != nil && o.Migrate {
+		return fail(err)
+	}
+	if err := need("/", "CAP_SYS_ADMIN", "CAP_NET_ADMIN"); err != nil {
+		return fail(err)
+	}
+	ops, err := spec.Select(o.Map)
+	if err != nil {
+		return fail(err)
+	}
+	unlock, err := lock()
+	if err != nil {
+		return fail(err)
+	}
+	defer unlock()
+	e, err := find(name)
+	if err != nil {
+		return fail(err)
+	}
+	if e.Kind == "" {
+		return fail(e.blind)
+	}
+	if e.Kind != BPF {
+		return fail(&KindError{*e})
+	}
+	if ops.Name = name; e.Allowed {
+		ops.Flags |= nonRestricted
+	}
+	r := &Replacement{Name: name, Before: e.MapID, LinkID: e.LinkID, Warnings: slices.Clone(spec.Warnings)}
+	seen, warnings := survey()
+	r.Warnings = append(r.Warnings, warnings...)
+	if e.LinkID != 0 {
+		ops.Link = true
+		err = r.update(e.info, spec, ops)
+	} else {
+		err = r.shadow(e, spec, ops, seen)
+	}
+	if err != nil {
+		return fail(err)
+	}
+	for _, n := range seen.defaults[name] {
+		if e.LinkID != 0 {
+			err = n.do(func() error {
+				if err := checkDefault("/", name); err != nil {
+					return err
+				}
+				return setDefault("/", name)
+			})
+		}
+		if err != nil {
+			r.Warnings = append(r.Warnings, fmt.Sprintf("network namespace %q gives new sockets the old code: %v", n.label(), err))
+			continue
+		}
+		r.Namespaces = append(r.Namespaces, n.label())
+	}
+	if o.Migrate {
+		r.migrate()
+	}
+	return r, nil
+}
+
+// update replaces what has a link.
+func (r *Replacement) update(from *structops.Info, spec *structops.Spec, ops *structops.Ops) error {
+	obj, err := spec.Load(ops.Map)
+	if err != nil {
+		return err
+	}
+	defer obj.Close()
+	to, err := obj.Info(ops.Map)
+	if err != nil {
+		return err
+	}
+	link, err := structops.Open(from)
+	if err != nil {
+		return err
+	}
+	defer link.Close()
+	undo, err := carryExtensions(from, to)
+	if err != nil {
+		return err
+	}
+	if err := link.Update(obj, ops.Map); err != nil {
+		return errors.Join(err, undo())
+	}
+	r.MapID = link.MapID()
+	return nil
+}
+
+// migrate gives the open sockets of all visible namespaces the code that the name
+// stands for now.
+func (r *Replacement) migrate() {
+	f := &Filter{root: either{cong(r.Name), cong(shadowOf(r.Name))}}
+	r.Migrated = &Moved{Reasons: map[string]int{}}
+	visible, err := netns.List("/")
+	if err != nil {
+		r.Warnings = append(r.Warnings, "sockets are not moved: "+err.Error())
+		return
+	}
+	self := ownInode()
+	for _, v := range visible {
+		n := namespace{v, v.Inode == self}
+		var m *Moved
+		if err := n.do(func() (err error) { m, err = moveSockets(nil, f, r.Name); return err }); err != nil {
+			r.Warnings = append(r.Warnings, fmt.Sprintf("sockets in network namespace %q are not moved: %v", n.label(), err))
+			continue
+		}
+		r.Migrated.add(m)
+	}
+}
+
+func (m *Moved) add(n *Moved) {
+	m.Matched += n.Matched
+	m.Moved += n.Moved
+	m.Kept += n.Kept
+	m.Gone += n.Gone
+	m.Failed += n.Failed
+	m.Window += n.Window
+	for why, count := range n.Reasons {
+		m.Reasons[why] += count
+	}
+}
+
+// A replacement without a link passes through a shadow name, which a pin
+//
+//	/sys/fs/bpf/ccload-replace/NAME
+//
+// holds and remembers, should the process be killed.
+const replaceDir = bpffs + "/ccload-replace"
+
+// shadowOf is the shadow name of a name.
+func shadowOf(name string) string {
+	const suffix = ".new"
+	return name[:min(len(name), 15-len(suffix))] + suffix
+}
+
+// shadow replaces what has no link.
+func (r *Replacement) shadow(e *Entry, spec *structops.Spec, ops *structops.Ops, seen *seen) error {
+	if len(extensions(e.info)) > 0 {
+		return errors.New("it was registered without a BPF link, and is extended: remove its extensions first")
+	}
+	ops.Name = shadowOf(r.Name)
+	if err := free(ops.Name); err != nil {
+		return fmt.Errorf("shadow name %q: %w", ops.Name, err)
+	}
+	obj, err := spec.Load(ops.Map)
+	if err != nil {
+		return err
+	}
+	defer obj.Close()
+	if err := ownDir(replaceDir); err != nil {
+		return err
+	}
+	path := filepath.Join(replaceDir, pinName(r.Name))
+	link, err := obj.AttachPinned(ops.Map, func(l *structops.Link) error { return l.Pin(path) })
+	if err != nil {
+		sweepReplacements()
+		return err
+	}
+	link.Close()
+	old := pins()[e.MapID]
+	if _, err = seen.reset(r.Name, ops.Name); err == nil {
+		err = structops.Unregister(e.info)
+	}
+	if err != nil { // the old one is still there, and gets its places back
+		_, ferr := finish(path)
+		return errors.Join(err, ferr)
+	}
+	if r.MapID, err = finish(path); err != nil {
+		return fmt.Errorf("%q serves in its place: %w", ops.Name, err)
+	}
+	r.Warnings = append(r.Warnings, fmt.Sprintf(
+		"there is no BPF link to replace it by: for a moment the name was not there, and sockets that were opened then run the new code as %s", ops.Name))
+	old = slices.DeleteFunc(old, func(p string) bool { return p == filepath.Join(pinDir, pinName(r.Name)) })
+	return removePins(old)
+}
+
+// finish gives the name whose shadow a pin holds its places back: to the old code
+// if that is still registered, else to the shadow's. The shadow then goes.
+func finish(path string) (mapID uint32, err error) {
+	shadow, err := structops.Inspect(pinnedMap(path))
+	if err != nil {
+		return 0, err
+	}
+	name := strings.ReplaceAll(filepath.Base(path), "-", ".")
+	names, err := available("/")
+	if err != nil {
+		return 0, err
+	}
+	if !slices.Contains(names, name) {
+		link, err := shadow.Copy(name, func(l *structops.Link) error {
+			_, _, err := pin(l, name)
+			return err
+		})
+		if err != nil {
+			return 0, err
+		}
+		link.Close()
+	}
+	e, err := find(name)
+	if err != nil {
+		return 0, err
+	}
+	seen, _ := survey()
+	if _, err := seen.reset(shadow.Name, name); err != nil {
+		return 0, err
+	}
+	if err := structops.Unregister(shadow); err != nil {
+		return 0, err
+	}
+	os.Remove(path) // which Unregister may have done
+	os.Remove(replaceDir)
+	return e.MapID, nil
+}
+
+// sweepReplacements finishes those that were killed. What cannot be finished now is
+// left for the next time.
+func sweepReplacements() {
+	entries, _ := os.ReadDir(replaceDir)
+	for _, e := range entries {
+		path := filepath.Join(replaceDir, e.Name())
+		if structops.Stale(path) {
+			os.Remove(path)
+		} else {
+			finish(path)
+		}
+	}
+	os.Remove(replaceDir)
+}
