@@ -41,6 +41,8 @@ type Arm struct {
 	Weight uint32 `json:"weight"`
 }
 
+func (a Arm) String() string { return fmt.Sprintf("%s=%d", a.Name, a.Weight) }
+
 // ParseSplit reads arms as users write them: "bpf_cubic=10,cubic=90".
 func ParseSplit(text string) ([]Arm, error) {
 	var arms []Arm
@@ -412,12 +414,11 @@ func (r *Restoration) groups(match func(id uint64) bool) error {
 			continue
 		}
 		one := Restored{Kind: byGroup, Target: g.path()}
-		for _, a := range g.arms() {
-			one.From += fmt.Sprintf(",%s=%d", a.Name, a.Weight)
+		for i, a := range g.arms() {
+			one.From += strings.Repeat(",", min(i, 1)) + a.String()
 		}
-		one.From = one.From[1:]
 		if err := os.Remove(pin); err != nil {
-			errs = append(errs, fmt.Errorf("restore %s: %w", one.place(), err))
+			errs = append(errs, fmt.Errorf("restore %s: %w", one.Place(), err))
 			continue
 		}
 		r.Restored = append(r.Restored, one)
@@ -445,4 +446,17 @@ func groupSelections() (found []Selection) {
 		}
 	}
 	return found
+}
+
+// GroupSelections is what a control group, named as for UseGroup, hands out; none
+// if nothing is selected for it itself.
+func GroupSelections(dir string) ([]Selection, error) {
+	g, err := findGroup("/", dir)
+	if err != nil {
+		return nil, fmt.Errorf("control group %q: %w", dir, err)
+	}
+	if live := liveGroups()[g.pin()]; live != nil {
+		return live.selections(g.name), nil
+	}
+	return nil, nil
 }

@@ -305,6 +305,9 @@ func survey() (*seen, []string) {
 		}
 	}
 	s.add(groupSelections()...)
+	for _, in := range s.selections {
+		slices.SortStableFunc(in, func(a, b Selection) int { return slices.Index(kinds, a.Kind) - slices.Index(kinds, b.Kind) })
+	}
 	return s, warnings
 }
 

@@ -28,6 +28,9 @@ const (
 	byGroup   = "cgroup"
 )
 
+// kinds is their order.
+var kinds = []string{byDefault, byRoute, byGroup}
+
 // thisOne is what the caller's own network namespace is called.
 const thisOne = "this one"
 

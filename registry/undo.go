@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"unsafe"
 
@@ -416,12 +415,12 @@ func restore(match func(key) bool, group func(uint64) bool) (*Restoration, error
 			return one.namespaceDefault(j, &v, &warning)
 		})
 		if err != nil {
-			errs = append(errs, fmt.Errorf("restore %s: %w", one.place(), err))
+			errs = append(errs, fmt.Errorf("restore %s: %w", one.Place(), err))
 			continue
 		}
 		j.m.Delete(k)
 		if warning != "" {
-			r.Warnings = append(r.Warnings, one.place()+": "+warning)
+			r.Warnings = append(r.Warnings, one.Place()+": "+warning)
 		} else if one.From != one.To {
 			r.Restored = append(r.Restored, one)
 		}
@@ -434,17 +433,16 @@ func (k key) bytes() []byte {
 	return fmt.Appendf(nil, "%d %d %s", k.Kind, k.NS, k.Target)
 }
 
-// place says what was selected.
-func (o *Restored) place() string {
-	in := " in network namespace " + strconv.Quote(o.Namespace)
-	if o.Namespace == "" || o.Namespace == thisOne {
-		in = ""
-	}
-	return strings.TrimSpace(o.Kind+" "+o.Target) + in
+// Place says what was selected, as users read it.
+func (o *Restored) Place() string {
+	return (&Selection{Kind: o.Kind, Target: o.Target, Namespace: o.Namespace}).Place()
 }
 
 // left is the warning about what somebody else has put there.
 func left(now string) string {
+	if now == "" {
+		now = "none"
+	}
 	return fmt.Sprintf("it is %s now, which ccload did not select: left as it is", now)
 }
 

@@ -43,7 +43,7 @@ func hint(err error) string {
 		return didYouMean(registry.Nearest(e.Name, vm.Names()), "the path of any vmlinuz will do, too")
 	}
 	if _, ok := errors.AsType[*registry.InUseError](err); ok {
-		return "--reset TO gives them another default first"
+		return "--reset TO selects another in its place first"
 	}
 	if _, ok := errors.AsType[*registry.RestrictedError](err); ok {
 		return "--allow adds it to the list, and thereby lets unprivileged sockets choose it"

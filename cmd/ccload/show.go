@@ -182,6 +182,10 @@ func (a *app) showText(s *shown) {
 		}
 		w.Flush()
 	}
+	if len(s.Selected) > 0 {
+		a.printf("\nselected\n")
+		a.selections(s.Selected)
+	}
 	if len(s.SocketList) > 0 {
 		a.printf("\nsockets\n")
 		w := a.table()

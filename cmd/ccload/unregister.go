@@ -35,11 +35,14 @@ its pins. Sockets that run it go on until they close.`,
 				if len(u.Reset) > 0 {
 					a.printf("; %s is the default now in network namespaces: %s", o.Reset, strings.Join(u.Reset, ", "))
 				}
+				if len(u.Moved) > 0 {
+					a.printf("; %s is selected instead for %s", o.Reset, strings.Join(u.Moved, ", "))
+				}
 				a.printf("\n")
 			})
 		},
 	})
-	cmd.Flags().StringVar(&o.Reset, "reset", "", "the next default, `TO`, of network namespaces that have it as theirs")
+	cmd.Flags().StringVar(&o.Reset, "reset", "", "`TO` takes its place as default, on routes and for control groups")
 	cmd.RegisterFlagCompletionFunc("reset", func(cmd *cobra.Command, _ []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		return names("")(cmd, nil, typed)
 	})
