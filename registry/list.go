@@ -86,7 +86,7 @@ func List() (entries []*Entry, warnings []string, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	seen, more := survey()
+	seen, more := survey("")
 	for _, e := range entries {
 		e.Sockets, e.Selected = seen.count[e.Name], seen.selections[e.Name]
 	}
@@ -104,9 +104,9 @@ func Lookup(name string) (*Details, []string, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("congestion control %q: %w", name, err)
 	}
-	seen, more := survey()
+	seen, more := survey(name)
 	e.Sockets, e.Selected = seen.count[name], seen.selections[name]
-	d := &Details{Entry: *e, DefaultIn: labels(seen.defaults[name]), SocketList: seen.sockets[name]}
+	d := &Details{Entry: *e, DefaultIn: labels(seen.defaults[name]), SocketList: seen.sockets}
 	if e.info != nil {
 		d.Map, d.Flags = e.info.Map, flagNames(e.info.Flags)
 		if d.Functions, err = policies(e.info); err != nil {
@@ -284,14 +284,18 @@ type seen struct {
 	defaults   map[string][]namespace
 	routes     map[string][]namespace // where a route names it
 	selections map[string][]Selection
-	sockets    map[string][]Socket
 	count      map[string]int
+	sockets    []Socket // of the one name that they are wanted of: there may be very many
 }
 
 // survey goes through every network namespace that it can see. What it cannot
-// look into is in the warnings.
-func survey() (*seen, []string) {
-	s := &seen{map[string][]namespace{}, map[string][]namespace{}, map[string][]Selection{}, map[string][]Socket{}, map[string]int{}}
+// look into is in the warnings. name is whose sockets to list, not only to count; "":
+// nobody's.
+func survey(name string) (*seen, []string) {
+	s := &seen{
+		defaults: map[string][]namespace{}, routes: map[string][]namespace{},
+		selections: map[string][]Selection{}, count: map[string]int{},
+	}
 	visible, err := netns.List("/")
 	if err != nil {
 		return s, []string{err.Error()}
@@ -300,7 +304,7 @@ func survey() (*seen, []string) {
 	var warnings []string
 	for _, v := range visible {
 		n := namespace{v, v.Inode == self}
-		if err := n.do(func() error { return s.look(n) }); err != nil {
+		if err := n.do(func() error { return s.look(n, name) }); err != nil {
 			warnings = append(warnings, fmt.Sprintf("network namespace %q: %v", n.label(), err))
 		}
 	}
@@ -328,7 +332,7 @@ func (s *seen) add(selections ...Selection) {
 }
 
 // look adds the namespace that the thread is in.
-func (s *seen) look(n namespace) error {
+func (s *seen) look(n namespace, name string) error {
 	def, err := readDefault("/")
 	if err != nil {
 		return err
@@ -352,9 +356,11 @@ func (s *seen) look(n namespace) error {
 	defer conn.Close()
 	return conn.Dump(0, false, func(k *inetdiag.Socket) error {
 		s.count[k.Cong]++
-		s.sockets[k.Cong] = append(s.sockets[k.Cong], Socket{
-			Namespace: n.label(), State: stateName(k.State), Local: k.Src, Remote: k.Dst, Inode: k.Inode,
-		})
+		if name != "" && name == k.Cong {
+			s.sockets = append(s.sockets, Socket{
+				Namespace: n.label(), State: stateName(k.State), Local: k.Src, Remote: k.Dst, Inode: k.Inode,
+			})
+		}
 		return nil
 	})
 }

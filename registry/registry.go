@@ -171,7 +171,7 @@ func Unregister(name string, o UnregisterOptions) (*Unregistration, error) {
 	if err := need("/", "CAP_SYS_ADMIN", "CAP_NET_ADMIN"); err != nil {
 		return fail(err)
 	}
-	seen, warnings := survey()
+	seen, warnings := survey("")
 	u := &Unregistration{Name: name, Sockets: seen.count[name], Warnings: warnings}
 	inUse := seen.inUse(name)
 	if inUse != nil && o.Reset == "" {

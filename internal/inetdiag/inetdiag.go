@@ -4,13 +4,17 @@
 package inetdiag
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"syscall"
 	"unsafe"
 
 	"github.com/mdlayher/netlink"
-	"github.com/mdlayher/netlink/nlenc"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,7 +31,12 @@ type Socket struct {
 
 // Conn is a sock_diag socket. It belongs to the network namespace that the
 // dialling thread was in and may be used from any thread, one call at a time.
-type Conn struct{ c *netlink.Conn }
+type Conn struct {
+	c     *netlink.Conn
+	raw   syscall.RawConn
+	buf   []byte
+	names map[string]string // of congestion controls, so that each is made once
+}
 
 // Dial opens a sock_diag socket in the network namespace of the calling thread.
 func Dial() (*Conn, error) {
@@ -35,14 +44,108 @@ func Dial() (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sock_diag: %w", err)
 	}
-	return &Conn{c}, nil
+	raw, err := c.SyscallConn()
+	if err != nil {
+		c.Close()
+		return nil, fmt.Errorf("sock_diag: %w", err)
+	}
+	return &Conn{c, raw, make([]byte, sizeBuffer), map[string]string{}}, nil
 }
+
+// sizeBuffer is more than the kernel puts into one answer (32 KiB; netlink_dump,
+// Linux 6.18), and as much as it puts into that goes by what we can take.
+const sizeBuffer = 64 << 10
 
 // Close ends the connection. It may be called again.
 func (c *Conn) Close() error {
 	c.c.Close()
 	return nil
 }
+
+// ask sends a request and calls fn for each message of the answer, which is valid
+// until fn returns. Messages are read where they were received: a machine may have
+// very many sockets. After an error of fn the rest of the answer is read all the
+// same, so that the next request gets its own.
+func (c *Conn) ask(flags netlink.HeaderFlags, request []byte, fn func([]byte) error) error {
+	_, err := c.c.Send(netlink.Message{
+		Header: netlink.Header{Type: sockDiagByFamily, Flags: netlink.Request | flags},
+		Data:   request,
+	})
+	if err != nil {
+		return err
+	}
+	for {
+		b, rerr := c.receive()
+		if rerr != nil {
+			return rerr
+		}
+		for len(b) > 0 {
+			m, rest, merr := next(b)
+			if merr != nil {
+				return merr
+			}
+			b = rest
+			switch m.kind {
+			case netlink.Done, netlink.Error:
+				return cmp.Or(err, m.errno())
+			}
+			if err == nil {
+				err = fn(m.data)
+			}
+			if m.flags&netlink.Multi == 0 {
+				return err
+			}
+		}
+	}
+}
+
+func (c *Conn) receive() (b []byte, err error) {
+	var n int
+	rerr := c.raw.Read(func(fd uintptr) bool {
+		n, _, err = unix.Recvfrom(int(fd), c.buf, 0)
+		return !errors.Is(err, unix.EAGAIN)
+	})
+	if err = cmp.Or(rerr, err); err != nil {
+		return nil, os.NewSyscallError("recvfrom", err)
+	}
+	return c.buf[:n], nil
+}
+
+// message is a netlink message (netlink(7)).
+type message struct {
+	kind  netlink.HeaderType
+	flags netlink.HeaderFlags
+	data  []byte
+}
+
+const sizeHeader = 16 // struct nlmsghdr
+
+// next cuts the first message off.
+func next(b []byte) (m message, rest []byte, err error) {
+	if len(b) < sizeHeader {
+		return m, nil, fmt.Errorf("%d bytes: too short for a message", len(b))
+	}
+	n := binary.NativeEndian.Uint32(b)
+	if n < sizeHeader || uint64(n) > uint64(len(b)) {
+		return m, nil, fmt.Errorf("message of %d bytes in %d", n, len(b))
+	}
+	m = message{netlink.HeaderType(binary.NativeEndian.Uint16(b[4:])), netlink.HeaderFlags(binary.NativeEndian.Uint16(b[6:])), b[sizeHeader:n]}
+	return m, b[min(align(int(n)), len(b)):], nil
+}
+
+// errno is what ends an answer; nil if all went well.
+func (m message) errno() error {
+	if len(m.data) < 4 {
+		return nil
+	}
+	if code := int32(binary.NativeEndian.Uint32(m.data)); code < 0 {
+		return unix.Errno(-code)
+	}
+	return nil
+}
+
+// align rounds up to where the next message or attribute begins.
+func align(n int) int { return (n + 3) &^ 3 }
 
 // The request and the answer (include/uapi/linux/inet_diag.h).
 const (
@@ -51,6 +154,7 @@ const (
 	sizeMessage      = 72 // struct inet_diag_msg
 	attrInfo         = 2  // INET_DIAG_INFO
 	attrCong         = 4  // INET_DIAG_CONG
+	sizeAttr         = 4  // struct nlattr
 )
 
 // Dump calls fn for every TCP socket, IPv4 and IPv6, whose state is among the
@@ -60,22 +164,21 @@ func (c *Conn) Dump(states uint32, info bool, fn func(*Socket) error) error {
 	if states == 0 {
 		states = ^uint32(0)
 	}
+	var s Socket
+	var ferr error
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		msgs, err := c.c.Execute(netlink.Message{
-			Header: netlink.Header{Type: sockDiagByFamily, Flags: netlink.Request | netlink.Dump},
-			Data:   request(family, states, info),
-		})
-		if err != nil {
-			return fmt.Errorf("sock_diag: %w", err)
-		}
-		var s Socket
-		for _, m := range msgs {
-			if err := s.parse(m.Data); err != nil {
-				return fmt.Errorf("sock_diag: %w", err)
-			}
-			if err := fn(&s); err != nil {
+		err := c.ask(netlink.Dump, request(family, states, info), func(b []byte) error {
+			if err := s.parse(b, c.names); err != nil {
 				return err
 			}
+			ferr = fn(&s)
+			return ferr
+		})
+		if ferr != nil {
+			return ferr
+		}
+		if err != nil {
+			return fmt.Errorf("sock_diag: %w", err)
 		}
 	}
 	return nil
@@ -94,16 +197,7 @@ func (c *Conn) Lookup(s *Socket, src, dst netip.AddrPort) error {
 	for i := 48; i < 56; i++ { // any cookie (INET_DIAG_NOCOOKIE)
 		req[i] = 0xff
 	}
-	msgs, err := c.c.Execute(netlink.Message{
-		Header: netlink.Header{Type: sockDiagByFamily, Flags: netlink.Request},
-		Data:   req,
-	})
-	if err == nil && len(msgs) != 1 {
-		err = fmt.Errorf("%d answers", len(msgs))
-	}
-	if err == nil {
-		err = s.parse(msgs[0].Data)
-	}
+	err := c.ask(0, req, func(b []byte) error { return s.parse(b, c.names) })
 	if err == nil && s.Dst != dst { // who listens at src answers for it, too
 		err = unix.ENOENT
 	}
@@ -120,11 +214,11 @@ func request(family uint8, states uint32, info bool) []byte {
 	if info {
 		b[2] |= 1 << (attrInfo - 1)
 	}
-	nlenc.PutUint32(b[4:8], states)
+	binary.NativeEndian.PutUint32(b[4:8], states)
 	return b
 }
 
-func (s *Socket) parse(b []byte) error {
+func (s *Socket) parse(b []byte, names map[string]string) error {
 	if len(b) < sizeMessage {
 		return fmt.Errorf("message of %d bytes: too short", len(b))
 	}
@@ -132,24 +226,31 @@ func (s *Socket) parse(b []byte) error {
 		State:  b[1],
 		Src:    addrPort(b[0], b[8:24], b[4:6]),
 		Dst:    addrPort(b[0], b[24:40], b[6:8]),
-		Cookie: uint64(nlenc.Uint32(b[44:48])) | uint64(nlenc.Uint32(b[48:52]))<<32,
-		UID:    nlenc.Uint32(b[64:68]),
-		Inode:  nlenc.Uint32(b[68:72]),
+		Cookie: uint64(binary.NativeEndian.Uint32(b[44:48])) | uint64(binary.NativeEndian.Uint32(b[48:52]))<<32,
+		UID:    binary.NativeEndian.Uint32(b[64:68]),
+		Inode:  binary.NativeEndian.Uint32(b[68:72]),
 	}
-	attrs, err := netlink.NewAttributeDecoder(b[sizeMessage:])
-	if err != nil {
-		return err
-	}
-	for attrs.Next() {
-		switch attrs.Type() {
+	for b = b[sizeMessage:]; len(b) >= sizeAttr; {
+		n := int(binary.NativeEndian.Uint16(b))
+		if n < sizeAttr || n > len(b) {
+			return fmt.Errorf("attribute of %d bytes in %d", n, len(b))
+		}
+		switch value := b[sizeAttr:n]; binary.NativeEndian.Uint16(b[2:]) {
 		case attrCong:
-			s.Cong = attrs.String()
+			value, _, _ = bytes.Cut(value, []byte{0})
+			name, known := names[string(value)]
+			if !known {
+				name = string(value)
+				names[name] = name
+			}
+			s.Cong = name
 		case attrInfo:
 			// Older kernels give less, newer ones more than this structure has.
-			copy(unsafe.Slice((*byte)(unsafe.Pointer(&s.Info)), unsafe.Sizeof(s.Info)), attrs.Bytes())
+			copy(unsafe.Slice((*byte)(unsafe.Pointer(&s.Info)), unsafe.Sizeof(s.Info)), value)
 		}
+		b = b[min(align(n), len(b)):]
 	}
-	return attrs.Err()
+	return nil
 }
 
 func addrPort(family uint8, addr, port []byte) netip.AddrPort {

@@ -67,8 +67,10 @@ func TestDump(t *testing.T) {
 				t.Errorf("found %d times, %d others, %v", found, others, err)
 			}
 			stop := errors.New("stop")
-			if err := d.Dump(0, false, func(*Socket) error { return stop }); err != stop {
-				t.Errorf("the error of fn: got %v", err)
+			for range 2 {
+				if err := d.Dump(0, false, func(*Socket) error { return stop }); err != stop {
+					t.Errorf("the error of fn: got %v", err)
+				}
 			}
 		})
 	}
@@ -77,7 +79,7 @@ func TestDump(t *testing.T) {
 func TestParseRefusesShortMessages(t *testing.T) {
 	var s Socket
 	for n := range sizeMessage {
-		if s.parse(make([]byte, n)) == nil {
+		if s.parse(make([]byte, n), map[string]string{}) == nil {
 			t.Fatalf("%d bytes were taken", n)
 		}
 	}
@@ -86,7 +88,21 @@ func TestParseRefusesShortMessages(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add(make([]byte, sizeMessage))
 	f.Add(append(make([]byte, sizeMessage), 8, 0, 4, 0, 'r', 'e', 'n', 0))
-	f.Fuzz(func(t *testing.T, b []byte) { new(Socket).parse(b) })
+	f.Add(append([]byte{sizeHeader + sizeMessage, 15: 0}, make([]byte, sizeMessage)...))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		new(Socket).parse(b, map[string]string{})
+		for len(b) > 0 {
+			m, rest, err := next(b)
+			if err != nil {
+				return
+			}
+			if len(rest)+len(m.data) >= len(b) {
+				t.Fatalf("%d bytes after %d of %d", len(rest), len(m.data), len(b))
+			}
+			m.errno()
+			b = rest
+		}
+	})
 }
 
 func TestLookup(t *testing.T) {
