@@ -10,7 +10,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"syscall"
 	"unsafe"
 
@@ -27,7 +26,7 @@ var moveObject []byte
 
 // formerPath pins what moved sockets had before: a map whose entries are with the
 // sockets themselves, and end with them.
-const formerPath = bpffs + "/ccload-use/sockets"
+const formerPath = useDir + "/sockets"
 
 // moving is what it takes to run an iterator that sets socket options.
 var moving = []string{"CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON"}
@@ -274,7 +273,7 @@ func loadFormer(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err = ownDir(filepath.Dir(formerPath)); err == nil {
+	if err = ownDir(useDir); err == nil {
 		err = coll.Maps["former"].Pin(formerPath)
 	}
 	if err != nil {
@@ -296,7 +295,7 @@ func forget(coll *ebpf.Collection) error {
 	if err := os.Remove(formerPath); err != nil {
 		return err
 	}
-	os.Remove(filepath.Dir(formerPath)) // stays while it has other pins
+	os.Remove(useDir) // stays while it has other pins
 	return nil
 }
 

@@ -27,27 +27,8 @@ import (
 // island is a fresh network namespace with its loopback device up.
 func island(t testing.TB) *netns.NS {
 	t.Helper()
-	ns, err := netns.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ns.Close() })
-	err = ns.Do(func() error {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		r, err := unix.NewIfreq("lo")
-		if err != nil {
-			return err
-		}
-		r.SetUint16(unix.IFF_UP)
-		return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, r)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	ns := newNS(t)
+	up(t, rt(t, ns), "lo")
 	return ns
 }
 
@@ -72,15 +53,15 @@ func choosing(t *testing.T, c syscall.Conn, name string) {
 	}
 }
 
-// connection is a connection inside a namespace; whoever dials runs reno.
-type connection struct {
+// wire is a connection inside a namespace; whoever dials runs reno.
+type wire struct {
 	l    *net.TCPListener
 	c, s *net.TCPConn
 }
 
-func dialled(t *testing.T, ns *netns.NS, network, address string) *connection {
+func wired(t *testing.T, ns *netns.NS, network, address string) *wire {
 	t.Helper()
-	p := &connection{}
+	p := &wire{}
 	err := ns.Do(func() error {
 		l, err := net.Listen(network, address)
 		if err != nil {
@@ -126,7 +107,7 @@ func dialled(t *testing.T, ns *netns.NS, network, address string) *connection {
 	return p
 }
 
-func (p *connection) close() {
+func (p *wire) close() {
 	for _, c := range []io.Closer{p.c, p.s, p.l} {
 		c.Close()
 	}
@@ -172,7 +153,7 @@ func TestMoveSockets(t *testing.T) {
 	register(t, Options{Name: name}) // restricted
 	ns := island(t)
 	t.Cleanup(func() { RestoreSockets(ns, nil) })
-	pairs := []*connection{dialled(t, ns, "tcp4", "127.0.0.1:0"), dialled(t, ns, "tcp4", "127.0.0.2:0"), dialled(t, ns, "tcp6", "[::1]:0")}
+	pairs := []*wire{wired(t, ns, "tcp4", "127.0.0.1:0"), wired(t, ns, "tcp4", "127.0.0.2:0"), wired(t, ns, "tcp6", "[::1]:0")}
 	choosing(t, pairs[1].c, "cubic")
 	port := pairs[2].l.Addr().(*net.TCPAddr).Port
 
@@ -183,7 +164,7 @@ func TestMoveSockets(t *testing.T) {
 			t.Errorf("%s: %+v, %v", text, m, err)
 		}
 	}
-	runs := func(p *connection, c, s, l string) {
+	runs := func(p *wire, c, s, l string) {
 		t.Helper()
 		if gc, gs, gl := congestion(t, p.c), congestion(t, p.s), congestion(t, p.l); gc != c || gs != s || gl != l {
 			t.Errorf("%v: the dialled end runs %s, the accepted one %s, the listener %s; want %s, %s, %s", p.l.Addr(), gc, gs, gl, c, s, l)
@@ -248,7 +229,7 @@ func TestMoveWhileSending(t *testing.T) {
 	register(t, Options{Name: name})
 	ns := island(t)
 	t.Cleanup(func() { RestoreSockets(ns, nil) })
-	p := dialled(t, ns, "tcp4", "127.0.0.1:0")
+	p := wired(t, ns, "tcp4", "127.0.0.1:0")
 	data := make([]byte, 1<<20)
 	rand.NewChaCha8([32]byte{}).Read(data)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -294,7 +275,7 @@ func TestMoveWhileSending(t *testing.T) {
 func TestMoveErrors(t *testing.T) {
 	kerneltest.Privileged(t)
 	ns := island(t)
-	dialled(t, ns, "tcp4", "127.0.0.1:0")
+	wired(t, ns, "tcp4", "127.0.0.1:0")
 	var gone *NotFoundError
 	if _, err := MoveSockets(ns, nil, "renno"); !errors.As(err, &gone) || gone.Nearest != "reno" {
 		t.Errorf("a name that is not there: %v", err)
