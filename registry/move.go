@@ -108,6 +108,60 @@ func restoreSockets(ns *netns.NS, f *Filter) (*Moved, error) {
 	return iterate(ns, cookies, "restore", nil)
 }
 
+// allSockets restores sockets in every network namespace that can be seen. It is for
+// who has the lock.
+func (r *Restoration) allSockets() error {
+	moved := func() bool { _, err := os.Lstat(formerPath); return err == nil }
+	if !moved() {
+		return nil
+	}
+	if err := need("/", moving...); err != nil {
+		return fmt.Errorf("restore sockets: %w", err)
+	}
+	visible, err := netns.List("/")
+	if err != nil {
+		return err
+	}
+	total := &Moved{}
+	self := ownInode()
+	for _, v := range visible {
+		n := namespace{v, v.Inode == self}
+		var m *Moved
+		if err := n.do(func() (err error) { m, err = restoreSockets(nil, nil); return err }); err != nil {
+			r.Warnings = append(r.Warnings, fmt.Sprintf("sockets in network namespace %q: %v", n.label(), err))
+			continue
+		}
+		total.add(m)
+	}
+	if total.Matched > 0 {
+		r.Sockets = total
+	}
+	if moved() && total.Failed == 0 {
+		r.Warnings = append(r.Warnings, "sockets in network namespaces that have no name and no process that can be seen are left as they are")
+	}
+	return nil
+}
+
+func (m *Moved) add(o *Moved) {
+	m.Matched += o.Matched
+	m.Moved += o.Moved
+	m.Kept += o.Kept
+	m.Left += o.Left
+	m.Gone += o.Gone
+	m.Failed += o.Failed
+	m.Window += o.Window
+	for why, n := range o.Reasons {
+		m.fail(why, n)
+	}
+}
+
+func (m *Moved) fail(why string, n int) {
+	if m.Reasons == nil {
+		m.Reasons = map[string]int{}
+	}
+	m.Reasons[why] += n
+}
+
 // choose lists the cookies of the sockets that a filter chooses.
 func choose(ns *netns.NS, f *Filter, without stateSet) (cookies []uint64, err error) {
 	var conn *inetdiag.Conn
@@ -199,7 +253,7 @@ func iterate(ns *netns.NS, cookies []uint64, program string, variables map[strin
 }
 
 func (m *Moved) count(outcomes []outcome) {
-	*m = Moved{Reasons: map[string]int{}}
+	*m = Moved{}
 	for _, o := range outcomes {
 		m.Matched++
 		switch o.State {
@@ -216,7 +270,7 @@ func (m *Moved) count(outcomes []outcome) {
 			m.Matched--
 		default:
 			m.Failed++
-			m.Reasons[o.reason()]++
+			m.fail(o.reason(), 1)
 		}
 	}
 }

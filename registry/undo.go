@@ -319,6 +319,7 @@ func allProcesses() bool {
 // Restoration says what was put back.
 type Restoration struct {
 	Restored []Restored `json:"restored"`
+	Sockets  *Moved     `json:"sockets,omitempty"` // that were moved while open; absent if there were none, or they were not asked for
 	Warnings []string   `json:"warnings,omitempty"`
 }
 
@@ -333,10 +334,14 @@ type Restored struct {
 
 // Restore puts back what was there before the selections that this package has
 // made in all network namespaces that the caller can see, whichever process made
-// them. What somebody else has changed since is left as it is, and said in the
-// warnings. What fails stays to be restored.
+// them; and before sockets that were open were moved. What somebody else has changed
+// since is left as it is, and said in the warnings. What fails stays to be restored.
 func Restore() (*Restoration, error) {
-	return restore(func(key) bool { return true }, func(uint64) bool { return true })
+	r, err := restore(func(key) bool { return true }, func(uint64) bool { return true })
+	if r == nil {
+		return nil, err
+	}
+	return r, errors.Join(err, locked(r.allSockets))
 }
 
 // RestoreDefault is Restore for the default of a network namespace; nil means the

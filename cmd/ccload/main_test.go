@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"log"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 	"unsafe"
 
 	"ccload/harness/vm"
@@ -39,6 +41,7 @@ func TestMain(m *testing.M) {
 		"ccload": main,
 		"nobody": asNobody,
 		"locked": lockedDown,
+		"hold":   hold,
 	})
 }
 
@@ -53,6 +56,8 @@ func TestMain(m *testing.M) {
 //	patch IN OLD NEW OUT  bytes in the place of others, written as in Go strings
 //	nobody COMMAND…       as a user without any capability
 //	locked COMMAND…       where the kernel refuses BPF even to root
+//	hold PORT…            a connection to each port of loopback, and who listens there,
+//	                      until it is killed; then there is a file named held
 //	fulldisk SIZE DIR     a disk of that many MiB until the script ends
 //
 // The condition [live:NAME] holds if the kernel has that congestion control.
@@ -261,4 +266,26 @@ func check(err error) {
 	if err != nil {
 		log.Fatal(err)
 	}
+}
+
+func hold() {
+	for _, port := range os.Args[1:] {
+		l, err := net.Listen("tcp4", "127.0.0.1:"+port)
+		if err != nil {
+			log.Fatal(err)
+		}
+		c, err := net.Dial("tcp4", l.Addr().String())
+		if err != nil {
+			log.Fatal(err)
+		}
+		s, err := l.Accept()
+		if err != nil {
+			log.Fatal(err)
+		}
+		defer func() { l.Close(); c.Close(); s.Close() }()
+	}
+	if err := os.WriteFile("held", nil, 0o600); err != nil {
+		log.Fatal(err)
+	}
+	time.Sleep(time.Minute)
 }

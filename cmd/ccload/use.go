@@ -27,8 +27,8 @@ type routed struct {
 
 // useFlags are the flags of use.
 type useFlags struct {
-	where, route, cgroup, split string
-	allow, lock, restore        bool
+	where, route, cgroup, split, sockets string
+	allow, lock, restore, open           bool // open: sockets is given
 }
 
 func (a *app) use() *cobra.Command {
@@ -44,13 +44,16 @@ func (a *app) use() *cobra.Command {
                      specific copy of the one that covers it
   --cgroup DIR       new connections of a control group, in either direction;
                      without a name: what it hands out, counted
+  --sockets FILTER   connections that are open already, in ss's words (ss(8)): dst,
+                     src, dport, sport, state, and, or, not; and cc NAME
 
-Open connections keep theirs. --restore puts back what was there before, also when another process or several selected: with
+But for --sockets, open connections keep theirs. --restore puts back what was there before, also when another process or several selected: with
 flags that one thing, without any everything that use has changed.`,
 		Example: `  ccload use bpf_cubic
   ccload use bpf_cubic --netns blue --allow
   ccload use bpf_cubic --route 198.18.0.0/15 --lock
   ccload use --cgroup system.slice/web.service --split bpf_cubic=10,cubic=90
+  ccload use bpf_cubic --sockets 'dst 198.18.0.0/15 and cc cubic'
   ccload use --restore`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: names(""),
@@ -59,6 +62,7 @@ flags that one thing, without any everything that use has changed.`,
 			if len(args) > 0 {
 				name = args[0]
 			}
+			f.open = cmd.Flags().Changed("sockets")
 			if err := f.check(cmd, name); err != nil {
 				return err
 			}
@@ -72,6 +76,7 @@ flags that one thing, without any everything that use has changed.`,
 	flags.BoolVar(&f.lock, "lock", false, "with --route: sockets may not choose another")
 	flags.StringVar(&f.cgroup, "cgroup", "", "connections of a control group: `DIR` is its directory, or its path below the root of cgroup2")
 	flags.StringVar(&f.split, "split", "", "with --cgroup: several, by weight: `NAME=WEIGHT,…`")
+	flags.StringVar(&f.sockets, "sockets", "", "open connections that `FILTER` chooses; '': all of them")
 	flags.BoolVar(&f.restore, "restore", false, "put back what was there before use")
 	cmd.RegisterFlagCompletionFunc("netns", func(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		var out []string
@@ -86,6 +91,7 @@ flags that one thing, without any everything that use has changed.`,
 	})
 	cmd.RegisterFlagCompletionFunc("route", cobra.NoFileCompletions)
 	cmd.RegisterFlagCompletionFunc("split", nameList)
+	cmd.RegisterFlagCompletionFunc("sockets", cobra.NoFileCompletions)
 	return cmd
 }
 
@@ -104,7 +110,7 @@ func (f *useFlags) check(cmd *cobra.Command, name string) error {
 			return usagef("--%s: it is empty", flag)
 		}
 	}
-	where := given("route", "cgroup")
+	where := given("route", "cgroup", "sockets")
 	switch {
 	case f.lock && f.route == "":
 		return usagef("--lock goes with --route")
@@ -139,6 +145,8 @@ func (a *app) useWhere(f *useFlags, name string) error {
 		defer ns.Close()
 	}
 	switch {
+	case f.open:
+		return a.useSockets(ns, f, name)
 	case f.cgroup != "":
 		return a.useGroup(f, name)
 	case f.route != "":
@@ -293,7 +301,10 @@ func (a *app) restored(r *registry.Restoration, err error) error {
 			}
 			a.printf("%s: %s was selected, %s is again\n", one.Place(), one.From, to)
 		}
-		if len(r.Restored)+len(r.Warnings) == 0 && err == nil {
+		if r.Sockets != nil {
+			a.moved(r.Sockets, "what they had")
+		}
+		if len(r.Restored)+len(r.Warnings) == 0 && r.Sockets == nil && err == nil {
 			a.printf("there is nothing to put back\n")
 		}
 	})
