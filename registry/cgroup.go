@@ -171,8 +171,13 @@ type groupConfig struct {
 
 type groupCount struct{ Chosen, Failed [maxArms]uint64 }
 
-// loadGroup checks the names, and loads the program for them.
+// loadGroup makes sure of the names, and loads the program for them.
 func loadGroup(arms []Arm) (*ebpf.Program, error) {
+	for _, a := range arms {
+		if err := autoload("/", a.Name); err != nil {
+			return nil, fmt.Errorf("%q: %w", a.Name, err)
+		}
+	}
 	config, err := configure(arms, needsECN)
 	if err != nil {
 		return nil, err
@@ -212,20 +217,6 @@ func configure(arms []Arm, needsECN func(name string) (bool, error)) (*groupConf
 		copy(c.Arm[i].Name[:15], a.Name)
 	}
 	return c, nil
-}
-
-// needsECN says whether a congestion control has TCP_CONG_NEEDS_ECN. The kernel
-// tells of those in BPF only; of its own dctcp alone has it (Linux 6.18).
-func needsECN(name string) (bool, error) {
-	if err := autoload("/", name); err != nil {
-		return false, err
-	}
-	e, err := find(name)
-	if err != nil {
-		return false, err
-	}
-	const flag = 2
-	return name == "dctcp" || e.info != nil && e.info.Flags&flag != 0, nil
 }
 
 // liveGroup is what a group's program is doing.

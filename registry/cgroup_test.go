@@ -134,7 +134,7 @@ func TestUseGroup(t *testing.T) {
 	expect := func(what, want string) {
 		t.Helper()
 		for _, addr := range []string{"127.0.0.1", "::1"} {
-			if opener, accepter, _ := connect(t, ns, ns, addr); opener != want || accepter != want {
+			if opener, accepter, _ := between(t, ns, ns, addr); opener != want || accepter != want {
 				t.Errorf("%s: %s: it opens with %s, accepts with %s, want %s", what, addr, opener, accepter, want)
 			}
 		}
@@ -253,7 +253,7 @@ func TestSplit(t *testing.T) {
 	move(t, group)
 	got := map[string]uint64{}
 	for range n {
-		opener, accepter, _ := connect(t, ns, ns, "127.0.0.1")
+		opener, accepter, _ := between(t, ns, ns, "127.0.0.1")
 		got[opener]++
 		got[accepter]++
 	}

@@ -64,9 +64,9 @@ func up(t testing.TB, c *rtnetlink.Conn, name string, addrs ...string) (index ui
 	return index
 }
 
-// pair is two network namespaces with a veth between them. The second has an
+// linked is two network namespaces with a veth between them. The second has an
 // address of each prefix that is behind it, and the first a route there.
-func pair(t testing.TB) (near, far *netns.NS) {
+func linked(t testing.TB) (near, far *netns.NS) {
 	t.Helper()
 	near, far = newNS(t), newNS(t)
 	a, b := rt(t, near), rt(t, far)

@@ -38,7 +38,8 @@ func routes(t *testing.T, ns *netns.NS) (lines []string) {
 				if r.prefix().Addr().IsLinkLocalUnicast() {
 					continue // the kernel adds and removes these in its own time
 				}
-				r.set(unix.RTA_CACHEINFO, nil) // counts of uses
+				r.set(unix.RTA_CACHEINFO, nil)          // counts of uses
+				r.header[rtFlags] &= unix.RTNH_F_ONLINK // the others are the device's
 				lines = append(lines, fmt.Sprintf("%s %x %x", r.prefix(), r.header, r.attrs))
 			}
 		}
@@ -63,9 +64,9 @@ func congestionOf(c syscall.Conn) (name string, err error) {
 	return name, errors.Join(err, cerr)
 }
 
-// connect opens a connection from one namespace to an address in another, and says
+// between opens a connection from one namespace to an address in another, and says
 // what congestion control each end has and whether its socket may choose reno.
-func connect(t *testing.T, from, to *netns.NS, addr string) (opener, accepter string, chooses error) {
+func between(t *testing.T, from, to *netns.NS, addr string) (opener, accepter string, chooses error) {
 	t.Helper()
 	var l net.Listener
 	if err := to.Do(func() (err error) { l, err = net.Listen("tcp", net.JoinHostPort(addr, "0")); return err }); err != nil {
@@ -104,7 +105,7 @@ func TestUseRoute(t *testing.T) {
 	kerneltest.Privileged(t)
 	const name = "ccr_route"
 	register(t, Options{Name: name}) // it is restricted, which does not matter here
-	near, far := pair(t)
+	near, far := linked(t)
 	for i := range behind {
 		addr := netip.MustParsePrefix(within[i]).Addr().Next()
 		for _, c := range []struct {
@@ -124,7 +125,7 @@ func TestUseRoute(t *testing.T) {
 					to = netip.MustParsePrefix(ends[1][i]).Addr()
 				}
 				before := routes(t, near)
-				was, _, _ := connect(t, near, far, to.String())
+				was, _, _ := between(t, near, far, to.String())
 				for _, n := range []string{"reno", name} {
 					r, err := UseRoute(near, prefix, n, c.lock)
 					if err != nil {
@@ -134,7 +135,7 @@ func TestUseRoute(t *testing.T) {
 						t.Errorf("%+v, want made %v", r, want)
 					}
 				}
-				got, accepter, chooses := connect(t, near, far, to.String())
+				got, accepter, chooses := between(t, near, far, to.String())
 				if got != name || (chooses == nil) == c.lock || accepter == name {
 					t.Errorf("it opens with %s, accepts with %s; choosing gives %v", got, accepter, chooses)
 				}
@@ -152,7 +153,7 @@ func TestUseRoute(t *testing.T) {
 				if after := routes(t, near); !slices.Equal(after, before) {
 					t.Errorf("routes were\n%s\nare\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
 				}
-				if again, _, _ := connect(t, near, far, to.String()); again != was {
+				if again, _, _ := between(t, near, far, to.String()); again != was {
 					t.Errorf("connections have %s, had %s", again, was)
 				}
 				nothingLeft(t)
@@ -213,7 +214,7 @@ func TestUseRoute(t *testing.T) {
 	if r, err = RestoreRoute(near, prefix); err != nil || len(r.Restored) != 1 || r.Restored[0].To != "reno lock" {
 		t.Errorf("%+v, %v", r, err)
 	}
-	if got, _, chooses := connect(t, near, far, "198.19.5.1"); got != "reno" || chooses == nil {
+	if got, _, chooses := between(t, near, far, "198.19.5.1"); got != "reno" || chooses == nil {
 		t.Errorf("the route gives %s, lets choose: %v", got, chooses == nil)
 	}
 	foreign("")
@@ -252,7 +253,7 @@ func TestUseRoute(t *testing.T) {
 // A route over several next hops keeps them, with their weights.
 func TestUseMultipath(t *testing.T) {
 	kerneltest.Privileged(t)
-	near, _ := pair(t)
+	near, _ := linked(t)
 	c := rt(t, near)
 	for i, p := range []string{"198.18.200.0/24", "2001:db8:9::/48"} {
 		to := netip.MustParsePrefix(p)
