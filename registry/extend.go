@@ -191,7 +191,7 @@ func predecessors(info *structops.Info) ([]*structops.Info, error) {
 }
 
 // attach puts programs in their places and pins them.
-func attach(r *structops.Replacement, info *structops.Info, function string) (err error) {
+func attach(r *structops.ExtensionObject, info *structops.Info, function string) (err error) {
 	defer func() {
 		if err != nil {
 			tidy()

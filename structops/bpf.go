@@ -92,9 +92,9 @@ func createLink(mapFD int) (int, error) {
 		uint32(mapFD), 0, structOpsAttach, 0})
 }
 
-// createReplacement puts an extension program in the place of a function of
+// createFreplace puts an extension program in the place of a function of
 // another program; function is its id in that program's BTF.
-func createReplacement(extension, program int, function uint32) (int, error) {
+func createFreplace(extension, program int, function uint32) (int, error) {
 	return bpf(unix.BPF_LINK_CREATE, &struct{ prog, target, attachType, flags, function uint32 }{
 		uint32(extension), uint32(program), 0, 0, function})
 }
@@ -158,13 +158,6 @@ type linkInfo struct {
 	Type, ID, Prog, _ uint32
 	Map               uint32
 	_                 uint32
-}
-
-// tracingInfo is the beginning of struct bpf_link_info, of a link of an extension.
-type tracingInfo struct {
-	Type, ID, Prog, _                  uint32
-	AttachType, Target, TargetFunction uint32
-	_                                  uint32
 }
 
 // progInfo is the beginning of struct bpf_prog_info.

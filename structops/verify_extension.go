@@ -39,12 +39,12 @@ func (e *Extension) Verify(to *Info) []*ExtensionReport {
 
 // verify fills in a report; the error is what is not about the program.
 func (e *Extension) verify(to *Info, r *ExtensionReport) error {
-	replacement, coll, err := e.prepare(to, r.Policy, r.How)
+	object, coll, err := e.prepare(to, r.Policy, r.How)
 	if err != nil {
 		return err
 	}
 	defer closeTargets(coll)
-	for _, member := range replacement.Members() {
+	for _, member := range object.Members() {
 		p := coll.Programs[key(r.Program, member)]
 		fs, err := e.spec.examine(p)
 		for i := range fs {
