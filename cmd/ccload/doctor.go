@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"math"
 	"os"
+	"slices"
 	"strings"
 
 	"ccload/cc"
@@ -157,6 +158,9 @@ var probes = []probe{
 	{"detach", false, "to unregister what another program holds, that program must end (before Linux 6.11).", func() (string, error) {
 		return "links of others can be detached", kernelHas("bpf_struct_ops_map_link_detach")
 	}},
+	{"freplace", false, "ccload extend works by tail calls only, for functions that have a slot.", func() (string, error) {
+		return "functions of congestion controls can be replaced", tryFreplace()
+	}},
 	{"bpffs", true, "without it a registration ends with the process that made it.", func() (string, error) {
 		var st unix.Statfs_t
 		if err := unix.Statfs("/sys/fs/bpf", &st); err != nil {
@@ -249,6 +253,48 @@ func kernelHas(function string) error {
 		return errors.New("this kernel has none")
 	}
 	return nil
+}
+
+// tryFreplace loads a program for the place of a function of one that is loaded.
+func tryFreplace() error {
+	const alg, member, function = "bpf_cubic", "ssthresh", "backoff"
+	spec, err := structops.Parse(cc.Lookup(alg).Object())
+	if err != nil {
+		return err
+	}
+	obj, err := spec.Load(alg)
+	if err != nil {
+		return err
+	}
+	defer obj.Close()
+	info, err := obj.Info(alg)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(info.Members, func(m structops.Member) bool { return m.Member == member })
+	target, err := ebpf.NewProgramFromID(ebpf.ProgramID(info.Members[i].ID))
+	if err != nil {
+		return err
+	}
+	defer target.Close()
+	u32 := &btf.Int{Name: "__u32", Size: 4}
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "ccload_doctor", Type: ebpf.Extension, AttachTarget: target, AttachTo: function, License: "GPL",
+		Instructions: asm.Instructions{
+			btf.WithFuncMetadata(asm.Mov.Reg(asm.R0, asm.R1).WithSymbol("ccload_doctor"), &btf.Func{
+				Name: "ccload_doctor", Linkage: btf.GlobalFunc,
+				Type: &btf.FuncProto{Return: u32, Params: []btf.FuncParam{{Name: "cwnd", Type: u32}}},
+			}),
+			asm.Return(),
+		},
+	})
+	if errors.Is(err, unix.EPERM) { // as in tryTracepoint
+		return unix.EPERM
+	}
+	if err != nil {
+		return err
+	}
+	return prog.Close()
 }
 
 // inNew runs fn in a network namespace that ends with it.

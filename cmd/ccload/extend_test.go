@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"math"
 	"os"
 	"os/exec"
@@ -16,6 +17,9 @@ import (
 	"ccload/harness/trace"
 	"ccload/internal/kerneltest"
 	"ccload/registry"
+	"ccload/structops"
+
+	"golang.org/x/sys/unix"
 )
 
 // On one connection the share of the window that is kept after a loss is first the
@@ -174,4 +178,32 @@ func TestExtendKilled(t *testing.T) {
 		}
 	}
 	t.Logf("of 20 that were killed had extended: %d, had removed: %d", counts[true], counts[false])
+}
+
+// The doctor says of freplace what an extension meets.
+func TestExtendDoctor(t *testing.T) {
+	kerneltest.Privileged(t)
+	targets, done, err := extensionTargets()
+	defer done()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile("../../bpf/examples/gentle.bpf.o")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := structops.ParseExtension(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(targets, func(i *structops.Info) bool { return i.Name == "bpf_cubic" })
+	x, _, err := e.Load(targets[i], "backoff", structops.Freplace)
+	if err == nil {
+		x.Close()
+	}
+	found := tryFreplace()
+	if (found == nil) != (err == nil) || found != nil && !errors.Is(found, unix.EPERM) {
+		t.Errorf("the doctor: %v; an extension: %v", found, err)
+	}
+	t.Log(found)
 }
