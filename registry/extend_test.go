@@ -327,3 +327,31 @@ func TestCarryExtensions(t *testing.T) {
 		})
 	}
 }
+
+// Of several that extend one function at the same time exactly one succeeds.
+func TestExtendRace(t *testing.T) {
+	kerneltest.Privileged(t)
+	const name, n = "ccr_ext", 4
+	registerAs(t, "cubic.bpf.o", name)
+	errs := make(chan error, n)
+	for range n {
+		e := gentle(t)
+		go func() {
+			_, err := Extend(name, "backoff", e, structops.TailCall)
+			errs <- err
+		}()
+	}
+	var won int
+	for range n {
+		err := <-errs
+		switch twice := (*ExtendedError)(nil); {
+		case err == nil:
+			won++
+		case !errors.As(err, &twice):
+			t.Error(err)
+		}
+	}
+	if f := function(t, name, "backoff"); won != 1 || f.Extended == nil {
+		t.Errorf("%d succeeded: %+v", won, f.Extended)
+	}
+}

@@ -292,6 +292,12 @@ func openObject(obj []byte) (*object, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrObject, err)
 	}
+	// The library makes room for what a function claims to have.
+	for _, s := range symbols {
+		if elf.ST_TYPE(s.Info) == elf.STT_FUNC && s.Size > uint64(len(obj)) {
+			return nil, fmt.Errorf("%w: function %q claims %d bytes", ErrObject, s.Name, s.Size)
+		}
+	}
 	return &object{f, obj, symbols}, nil
 }
 
