@@ -87,7 +87,7 @@ func FuzzParseExtension(f *testing.F) {
 // extensible loads what can be extended.
 func extensible(t *testing.T) (*Object, *Info) {
 	t.Helper()
-	o, err := parseFixture(t, "extensible").Load()
+	o, err := mustParse(t, "extensible").Load()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,15 +97,6 @@ func extensible(t *testing.T) (*Object, *Info) {
 		t.Fatal(err)
 	}
 	return o, i
-}
-
-func parseFixture(t *testing.T, name string) *Spec {
-	t.Helper()
-	s, err := Parse(fixture(t, name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
 }
 
 func TestPolicies(t *testing.T) {

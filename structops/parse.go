@@ -292,7 +292,12 @@ func openObject(obj []byte) (*object, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrObject, err)
 	}
-	// The library makes room for what a function claims to have.
+	// The library makes room for what functions and empty sections claim to have.
+	for _, sec := range f.Sections {
+		if sec.Type == elf.SHT_NOBITS && sec.Size > maxEmpty {
+			return nil, fmt.Errorf("%w: section %q claims %d bytes", ErrObject, sec.Name, sec.Size)
+		}
+	}
 	for _, s := range symbols {
 		if elf.ST_TYPE(s.Info) == elf.STT_FUNC && s.Size > uint64(len(obj)) {
 			return nil, fmt.Errorf("%w: function %q claims %d bytes", ErrObject, s.Name, s.Size)
@@ -304,6 +309,9 @@ func openObject(obj []byte) (*object, error) {
 // maxSection is more than any section of ops or licence has; what is larger is
 // broken or hostile.
 const maxSection = 1 << 20
+
+// maxEmpty is more than any section of zeros has.
+const maxEmpty = 1 << 28
 
 func (f *object) data(sec *elf.Section) ([]byte, error) {
 	if sec.Size > maxSection {

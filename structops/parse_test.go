@@ -4,6 +4,8 @@ package structops
 
 import (
 	"bytes"
+	"debug/elf"
+	"encoding/binary"
 	"errors"
 	"maps"
 	"os"
@@ -103,12 +105,23 @@ func TestParseErrors(t *testing.T) {
 	name := func(to string) []byte {
 		return patch(t, basic, "so_basic"+strings.Repeat("\x00", 8), to+strings.Repeat("\x00", 16-len(to)))
 	}
+	// Constants become zeros, 64 GB of them.
+	zeros := bytes.Clone(basic)
+	f, err := openObject(basic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.Index(f.Sections, f.Section(".rodata"))
+	header := zeros[binary.NativeEndian.Uint64(zeros[0x28:])+uint64(i)*64:]
+	binary.NativeEndian.PutUint32(header[4:], uint32(elf.SHT_NOBITS))
+	binary.NativeEndian.PutUint64(header[32:], 64<<30)
 	for _, c := range []struct {
 		what string
 		obj  []byte
 		is   error
 		text string
 	}{
+		{"zeros", zeros, ErrObject, `section ".rodata" claims 68719476736 bytes`},
 		{"empty file", nil, ErrObject, ""},
 		{"text", []byte("#include <stdio.h>\nint main(void) { return 0; }\n"), ErrObject, ""},
 		{"truncated", basic[:len(basic)/2], ErrObject, ""},
