@@ -15,6 +15,7 @@ import (
 	"ccload/structops"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // parseObject parses an object below bpf/.
@@ -247,6 +248,84 @@ func TestExtendSwept(t *testing.T) {
 	}
 }
 
+// load loads an algorithm of the catalogue to take the place of one with that name.
+func load(t *testing.T, file, name string) (*structops.Object, *structops.Info) {
+	t.Helper()
+	spec := parseObject(t, file, structops.Parse)
+	spec.Ops[0].Name = name
+	o, err := spec.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { o.Close() })
+	i, err := o.Info("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o, i
+}
+
+// update puts it in the place of what is registered.
+func update(t *testing.T, r *Registration, o *structops.Object) {
+	t.Helper()
+	l, err := structops.OpenPinned(r.Pin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := l.Update(o, ""); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// sweptTo is what is pinned when the lock's sweep has left no more than n, or does
+// not any more.
+func sweptTo(t *testing.T, n int) []string {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); len(pinned(t)) > n && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		unlock, err := lock()
+		if err != nil {
+			t.Fatal(err)
+		}
+		unlock()
+	}
+	return pinned(t)
+}
+
+// Connections that still run code that was replaced are extended, too, until they
+// are over; if the extension does not fit there, a warning says so.
+func TestExtendPredecessors(t *testing.T) {
+	for file, want := range map[string]struct{ pins, warnings int }{"cubic.bpf.o": {2, 0}, "reno.bpf.o": {1, 1}} {
+		t.Run(file, func(t *testing.T) {
+			kerneltest.Privileged(t)
+			const name = "ccr_before"
+			r := registerAs(t, file, name)
+			if r.LinkID == 0 {
+				t.Skip("this kernel has no links")
+			}
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { unix.Close(fd) }()
+			if err := unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, name); err != nil {
+				t.Fatal(err)
+			}
+			o, _ := load(t, "cubic.bpf.o", name)
+			update(t, r, o)
+			x := extend(t, name, gentle(t), structops.TailCall)
+			if got := sweptTo(t, want.pins); len(got) != want.pins || len(x.Warnings) != want.warnings {
+				t.Errorf("%q, %q", got, x.Warnings)
+			}
+			unix.Close(fd)
+			fd = -1
+			if got := sweptTo(t, 1); len(got) != 1 {
+				t.Errorf("after the last connection: %q", got)
+			}
+		})
+	}
+}
+
 // What extends a congestion control goes into the code that takes its place, before
 // that is registered.
 func TestCarryExtensions(t *testing.T) {
@@ -267,27 +346,12 @@ func TestCarryExtensions(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			load := func(file string) (*structops.Object, *structops.Info) {
-				spec := parseObject(t, file, structops.Parse)
-				spec.Ops[0].Name = name
-				o, err := spec.Load()
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() { o.Close() })
-				to, err := o.Info("")
-				if err != nil {
-					t.Fatal(err)
-				}
-				return o, to
-			}
-
-			_, other := load("reno.bpf.o")
+			_, other := load(t, "reno.bpf.o", name)
 			if _, err := carryExtensions(from, other); !errors.Is(err, structops.ErrPolicy) || !slices.Equal(pinned(t), before) {
 				t.Errorf("into code without the function: %v, %q", err, pinned(t))
 			}
 
-			o, to := load(c.file)
+			o, to := load(t, c.file, name)
 			undo, err := carryExtensions(from, to)
 			if err != nil || len(pinned(t)) != 2*len(before) {
 				t.Fatalf("%v, %q", err, pinned(t))
@@ -301,25 +365,10 @@ func TestCarryExtensions(t *testing.T) {
 			if _, err := carryExtensions(from, to); err != nil {
 				t.Fatal(err)
 			}
-			l, err := structops.OpenPinned(r.Pin)
-			if err != nil {
-				t.Fatal(err)
-			}
-			err = l.Update(o, "")
-			l.Close()
-			if err != nil {
-				t.Fatal(err)
-			}
+			update(t, r, o)
 			// No connection runs the old code; what extends it goes the next time.
-			for deadline := time.Now().Add(5 * time.Second); len(pinned(t)) > len(before) && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-				unlock, err := lock()
-				if err != nil {
-					t.Fatal(err)
-				}
-				unlock()
-			}
-			if n := len(pinned(t)); n != len(before) {
-				t.Errorf("%d pins: %q", n, pinned(t))
+			if got := sweptTo(t, len(before)); len(got) != len(before) {
+				t.Errorf("pins: %q", got)
 			}
 			if f := function(t, name, "backoff"); f.Extended == nil || f.Extended.How != c.how {
 				t.Errorf("after the replacement: %+v", f)
