@@ -219,6 +219,20 @@ func configure(arms []Arm, needsECN func(name string) (bool, error)) (*groupConf
 	return c, nil
 }
 
+// needsECN says whether a congestion control has TCP_CONG_NEEDS_ECN. The kernel
+// tells of those in BPF only; of its own dctcp alone has it (Linux 6.18).
+func needsECN(name string) (bool, error) {
+	if err := autoload("/", name); err != nil {
+		return false, err
+	}
+	e, err := find(name)
+	if err != nil {
+		return false, err
+	}
+	const flag = 2
+	return name == "dctcp" || e.info != nil && e.info.Flags&flag != 0, nil
+}
+
 // liveGroup is what a group's program is doing.
 type liveGroup struct {
 	id     uint64 // 0: the group is gone

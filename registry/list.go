@@ -42,7 +42,8 @@ type Entry struct {
 	LinkID   uint32         `json:"link_id,omitempty"` // BPF link; absent if it is registered without one
 	Pin      string         `json:"pin,omitempty"`     // on bpffs; the first if there are more
 	Programs []Program      `json:"programs,omitempty"`
-	Params   map[string]any `json:"params,omitempty"`   // const volatile variables, as they are in its programs
+	Params   map[string]any `json:"params,omitempty"`   // volatile variables, as they are in its programs
+	Running  []string       `json:"running,omitempty"`  // those of them that may be set while it runs
 	Selected []Selection    `json:"selected,omitempty"` // where new sockets get it, as far as the caller can see
 
 	info  *structops.Info
@@ -187,6 +188,9 @@ func (e *Entry) fill(i *structops.Info, pins []string) {
 		e.Params = map[string]any{}
 		for _, p := range i.Params {
 			e.Params[p.Name] = p.Value
+			if p.Running {
+				e.Running = append(e.Running, p.Name)
+			}
 		}
 	}
 }

@@ -73,7 +73,7 @@ func Replace(name string, spec *structops.Spec, o ReplaceOptions) (*Replacement,
 		ops.Flags |= nonRestricted
 	}
 	r := &Replacement{Name: name, Before: e.MapID, LinkID: e.LinkID, Warnings: slices.Clone(spec.Warnings)}
-	seen, warnings := survey()
+	seen, warnings := survey("")
 	r.Warnings = append(r.Warnings, warnings...)
 	if e.LinkID != 0 {
 		ops.Link = true
@@ -136,7 +136,7 @@ func (r *Replacement) update(from *structops.Info, spec *structops.Spec, ops *st
 // stands for now.
 func (r *Replacement) migrate() {
 	f := &Filter{root: either{cong(r.Name), cong(shadowOf(r.Name))}}
-	r.Migrated = &Moved{Reasons: map[string]int{}}
+	r.Migrated = &Moved{}
 	visible, err := netns.List("/")
 	if err != nil {
 		r.Warnings = append(r.Warnings, "sockets are not moved: "+err.Error())
@@ -151,18 +151,6 @@ func (r *Replacement) migrate() {
 			continue
 		}
 		r.Migrated.add(m)
-	}
-}
-
-func (m *Moved) add(n *Moved) {
-	m.Matched += n.Matched
-	m.Moved += n.Moved
-	m.Kept += n.Kept
-	m.Gone += n.Gone
-	m.Failed += n.Failed
-	m.Window += n.Window
-	for why, count := range n.Reasons {
-		m.Reasons[why] += count
 	}
 }
 
@@ -246,7 +234,7 @@ func finish(path string) (mapID uint32, err error) {
 	if err != nil {
 		return 0, err
 	}
-	seen, _ := survey()
+	seen, _ := survey("")
 	if _, err := seen.reset(shadow.Name, name); err != nil {
 		return 0, err
 	}

@@ -40,7 +40,7 @@ The catalogue: ` + catalogue(),
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: objects,
 		RunE: func(_ *cobra.Command, args []string) error {
-			spec, err := parse(args[0], set)
+			spec, err := parse("register", args[0], set)
 			if err != nil {
 				return err
 			}
@@ -103,8 +103,8 @@ func catalogue() string {
 	return strings.Join(names, ", ")
 }
 
-// parse finds the object that the user means and sets its tunables.
-func parse(what string, set []string) (*structops.Spec, error) {
+// splitSettings reads K=V of several --set.
+func splitSettings(set []string) (map[string]string, error) {
 	settings := map[string]string{}
 	for _, s := range set {
 		k, v, ok := strings.Cut(s, "=")
@@ -116,12 +116,25 @@ func parse(what string, set []string) (*structops.Spec, error) {
 		}
 		settings[k] = v
 	}
-	obj, alg, err := readObject("register", what)
+	return settings, nil
+}
+
+// parse finds the object that the user means and sets its tunables.
+func parse(verb, what string, set []string) (*structops.Spec, error) {
+	settings, err := splitSettings(set)
+	if err != nil {
+		return nil, err
+	}
+	return configured(verb, what, settings)
+}
+
+func configured(verb, what string, settings map[string]string) (*structops.Spec, error) {
+	obj, alg, err := readObject(verb, what)
 	if err != nil {
 		return nil, err
 	}
 	if alg == nil {
-		return parseFile(what, obj, settings)
+		return parseFile(verb, what, obj, settings)
 	}
 	vars, err := alg.Configure(settings)
 	if err != nil {
@@ -129,7 +142,7 @@ func parse(what string, set []string) (*structops.Spec, error) {
 	}
 	spec, err := structops.Parse(obj)
 	if err != nil {
-		return nil, fmt.Errorf("register %q: %w", what, err)
+		return nil, fmt.Errorf("%s %q: %w", verb, what, err)
 	}
 	for k, v := range vars {
 		if err := spec.Set(k, v); err != nil {
@@ -164,9 +177,9 @@ func readFile(verb, path string) ([]byte, error) {
 	return b, nil
 }
 
-func parseFile(path string, obj []byte, settings map[string]string) (*structops.Spec, error) {
+func parseFile(verb, path string, obj []byte, settings map[string]string) (*structops.Spec, error) {
 	fail := func(err error) (*structops.Spec, error) {
-		return nil, fmt.Errorf("register %q: %w", path, err)
+		return nil, fmt.Errorf("%s %q: %w", verb, path, err)
 	}
 	spec, err := structops.Parse(obj)
 	if err != nil {

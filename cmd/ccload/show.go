@@ -3,7 +3,6 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"reflect"
@@ -11,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 
-	"ccload/cc"
 	"ccload/registry"
 
 	"github.com/spf13/cobra"
@@ -35,6 +33,7 @@ type tuned struct {
 	Min     string `json:"min"`
 	Max     string `json:"max"`
 	Unit    string `json:"unit,omitempty"`
+	Running bool   `json:"running"` // it may be set while it runs
 	Doc     string `json:"doc"`
 }
 
@@ -64,20 +63,17 @@ func (a *app) show() *cobra.Command {
 	})
 }
 
-// describe adds what the catalogue knows. Under another name than its own an
-// algorithm is known by its map; the kernel cuts that to 15 bytes.
+// describe adds what the catalogue knows.
 func describe(d *registry.Details) *shown {
 	s := &shown{Details: d}
-	alg := cmp.Or(cc.Lookup(d.Name), cc.Lookup(d.Map))
-	if alg == nil || d.Kind != registry.BPF {
+	alg := algorithm(d)
+	if alg == nil {
 		return s
 	}
 	for _, t := range alg.Tunables {
-		v, ok := number(d.Params[t.Name])
-		if !ok {
-			return s // somebody else's program of that name
-		}
-		s.Tunables = append(s.Tunables, tuned{t.Name, t.Format(v), t.Format(t.Default), t.Format(t.Min), t.Format(t.Max), t.Unit, t.Doc})
+		v, _ := number(d.Params[t.Name])
+		s.Tunables = append(s.Tunables, tuned{t.Name, t.Format(v), t.Format(t.Default), t.Format(t.Min), t.Format(t.Max), t.Unit,
+			slices.Contains(d.Running, t.Name), t.Doc})
 	}
 	s.Doc, s.Reference = alg.Doc, alg.Reference
 	if alg.NewState != nil {
@@ -165,13 +161,13 @@ func (a *app) showText(s *shown) {
 	case len(s.Tunables) > 0:
 		a.printf("\ntunables\n")
 		w := a.table()
-		w.row("  NAME", "VALUE", "DEFAULT", "BOUNDS", "MEANING")
+		w.row("  NAME", "VALUE", "DEFAULT", "BOUNDS", "SET", "MEANING")
 		for _, t := range s.Tunables {
 			unit := t.Unit
 			if unit != "" {
 				unit = " " + unit
 			}
-			w.row("  "+t.Name, t.Value+unit, t.Default, t.Min+" to "+t.Max, t.Doc)
+			w.row("  "+t.Name, t.Value+unit, t.Default, t.Min+" to "+t.Max, map[bool]string{true: "any time", false: "at load"}[t.Running], t.Doc)
 		}
 		w.Flush()
 	case len(s.Params) > 0:
