@@ -127,7 +127,7 @@ func (a *app) root() *cobra.Command {
 	}
 	root.SetVersionTemplate("ccload {{.Version}}\n")
 	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "say what is being done")
-	verbs := []*cobra.Command{a.list(), a.show(), a.register(), a.unregister(), a.replace(), a.set(), a.extend(), a.use(), a.verify(), a.doctor(), a.run(), a.plot(), a.kernels()}
+	verbs := []*cobra.Command{a.list(), a.show(), a.register(), a.unregister(), a.replace(), a.set(), a.extend(), a.use(), a.apply(), a.verify(), a.doctor(), a.run(), a.plot(), a.kernels()}
 	root.AddCommand(verbs...)
 	root.AddCommand(a.guestRun())
 	root.RunE = func(cmd *cobra.Command, args []string) error {

@@ -38,6 +38,8 @@ import (
 type Plan struct {
 	Steps    []Step   `json:"steps"`
 	Warnings []string `json:"warnings,omitempty"`
+
+	needs []string // congestion controls that the file uses and does not register
 }
 
 // Step is one change.
@@ -53,8 +55,9 @@ type Step struct {
 
 // Source knows the objects of names.
 type Source interface {
-	// Object makes the object of a name, with its tunables set.
-	Object(*Name) (*structops.Spec, error)
+	// Object makes the object of a name, with its tunables set, and says which of
+	// its maps is meant; "": the only one.
+	Object(*Name) (spec *structops.Spec, mapName string, err error)
 	// Format writes a tunable's value as users do.
 	Format(n *Name, tunable string, value any) string
 }
@@ -71,8 +74,12 @@ func (s *State) Plan(from Source) (*Plan, error) {
 	}
 	for i := range s.Uses {
 		u := &s.Uses[i]
+		steps := len(p.Steps)
 		if err := p.use(u); err != nil {
 			return nil, s.at(u.at, err)
+		}
+		if len(p.Steps) > steps {
+			p.need(u, s.Names)
 		}
 	}
 	return p, nil
@@ -84,18 +91,18 @@ func (p *Plan) add(do, what, from, to string, apply func() ([]string, error)) {
 
 // register compares a name with what has it in the kernel.
 func (p *Plan) register(n *Name, from Source) error {
-	spec, err := from.Object(n)
+	spec, mapName, err := from.Object(n)
 	if err != nil {
 		return err
 	}
-	ops, err := spec.Select(n.Map)
+	ops, err := spec.Select(mapName)
 	if err != nil {
 		return fmt.Errorf("register %q: %w", n.Name, err)
 	}
 	now, _, err := registry.Lookup(n.Name)
 	if _, missing := errors.AsType[*registry.NotFoundError](err); missing {
 		p.add("register", n.Name, "", n.describe(), func() ([]string, error) {
-			r, err := registry.Register(spec, registry.Options{Map: n.Map, Name: n.Name, Allow: n.Allow})
+			r, err := registry.Register(spec, registry.Options{Map: ops.Map, Name: n.Name, Allow: n.Allow})
 			if err != nil {
 				return nil, err
 			}
@@ -129,7 +136,7 @@ func (p *Plan) register(n *Name, from Source) error {
 			why = "other " + strings.Join(slices.Sorted(maps.Keys(fixed)), ", ")
 		}
 		p.add("replace", n.Name, "", fmt.Sprintf("%s: %s", n.describe(), why), func() ([]string, error) {
-			r, err := registry.Replace(n.Name, spec, registry.ReplaceOptions{Map: n.Map})
+			r, err := registry.Replace(n.Name, spec, registry.ReplaceOptions{Map: ops.Map})
 			if err != nil {
 				return nil, err
 			}
@@ -150,6 +157,19 @@ func (p *Plan) register(n *Name, from Source) error {
 		p.add("allow", n.Name, "", "for everyone", func() ([]string, error) { return nil, registry.Allow(n.Name) })
 	}
 	return nil
+}
+
+// need notes what a step uses that none has registered.
+func (p *Plan) need(u *Use, names []Name) {
+	arms := u.Split
+	if arms == nil {
+		arms = []registry.Arm{{Name: u.CC}}
+	}
+	for _, a := range arms {
+		if !slices.ContainsFunc(names, func(n Name) bool { return n.Name == a.Name }) {
+			p.needs = append(p.needs, a.Name)
+		}
+	}
 }
 
 // describe says what a name is made from.
@@ -274,9 +294,15 @@ func inNamespace[T any](name string, fn func(*netns.NS) (T, error)) (v T, err er
 	return fn(ns)
 }
 
-// Apply does what has not been done yet. When a step fails those before it stay
-// done: another plan goes on from there.
+// Apply does it. That a congestion control is not there which is to be used is found
+// before anything is done. When a step fails those before it stay done: another plan
+// goes on from there.
 func (p *Plan) Apply() error {
+	for _, name := range p.needs {
+		if err := registry.Require(name); err != nil {
+			return err
+		}
+	}
 	for i := range p.Steps {
 		s := &p.Steps[i]
 		warnings, err := s.apply()
