@@ -64,6 +64,7 @@ bench: build
 	@$(call need,qemu-system-x86_64,qemu-system-x86)
 	build/ccload kernels pull debian-6.12
 	go test -run '^$$' -bench 'Register|List' -benchtime 30x ./cmd/ccload
+	go test -run '^$$' -bench Sockets -benchtime 11x ./cmd/ccload
 	go test -run '^$$' -bench Cost -benchtime 1x ./cmd/ccload
 	go test -run '^$$' -bench Guest -benchtime 3x -timeout 30m ./cmd/ccload
 	go test -run '^$$' -bench . -benchtime 3x ./harness/link

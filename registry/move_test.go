@@ -13,6 +13,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -301,6 +302,22 @@ func TestSetSocket(t *testing.T) {
 	if err := SetSocket(l.(*net.TCPListener), "renno"); !errors.As(err, &gone) || gone.Nearest != "reno" {
 		t.Errorf("a name that is not there: %v", err)
 	}
+	const name = "ccr_socket"
+	register(t, Options{Name: name}) // restricted
+	refused := make(chan error)
+	go func() {
+		runtime.LockOSThread() // the thread ends without its capabilities
+		var none [2]unix.CapUserData
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		if err := unix.Capset(&header, &none[0]); err != nil {
+			t.Error(err)
+		}
+		refused <- SetSocket(l.(*net.TCPListener), name)
+	}()
+	if err := <-refused; !errors.Is(err, os.ErrPermission) || congestion(t, l.(*net.TCPListener)) != "reno" {
+		t.Errorf("a restricted one, without capabilities: %v", err)
+	}
+	choosing(t, l.(*net.TCPListener), name)
 	u, err := net.ListenPacket("udp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
