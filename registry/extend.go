@@ -197,16 +197,26 @@ func attach(r *structops.ExtensionObject, info *structops.Info, function string)
 			tidy()
 		}
 	}()
-	dir := extendDir
-	for _, sub := range []string{"", pinName(info.Name), function} {
+	dir, err := placeDir(info.Name, function)
+	if err != nil {
+		return err
+	}
+	return r.Attach(func(member string) string { return placePath(dir, info.MapID, member) })
+}
+
+// placeDir makes the directory for the pins of an extension.
+func placeDir(name, function string) (dir string, err error) {
+	for _, sub := range []string{extendDir, pinName(name), function} {
 		dir = filepath.Join(dir, sub)
 		if err := ownDir(dir); err != nil {
-			return err
+			return "", err
 		}
 	}
-	return r.Attach(func(member string) string {
-		return filepath.Join(dir, fmt.Sprintf("%d-%s", info.MapID, member))
-	})
+	return dir, nil
+}
+
+func placePath(dir string, mapID uint32, member string) string {
+	return filepath.Join(dir, fmt.Sprintf("%d-%s", mapID, member))
 }
 
 // Unextend gives a function of a registered congestion control back to itself, at
@@ -278,6 +288,25 @@ func carryExtensions(from, to *structops.Info) (undo func() error, err error) {
 		}
 	}
 	return undo, nil
+}
+
+// renameExtensions gives what extends one congestion control to another that has
+// the same programs.
+func renameExtensions(from, to *structops.Info) error {
+	for _, p := range places() {
+		if p.name != pinName(from.Name) || p.mapID != from.MapID {
+			continue
+		}
+		dir, err := placeDir(to.Name, p.function)
+		if err != nil {
+			return err
+		}
+		if err := os.Rename(p.path, placePath(dir, to.MapID, p.member)); err != nil {
+			return err
+		}
+	}
+	tidy()
+	return nil
 }
 
 // dropExtensions takes away all that extends a name.

@@ -404,3 +404,43 @@ func TestExtendRace(t *testing.T) {
 		t.Errorf("%d succeeded: %+v", won, f.Extended)
 	}
 }
+
+// Whatever way the kernel has to replace code, what extends it stays.
+func TestExtendReplaced(t *testing.T) {
+	for _, c := range []struct {
+		how  structops.How
+		file string
+	}{
+		{structops.TailCall, "cubic.bpf.o"},
+		{structops.Freplace, "dctcp.bpf.o"},
+	} {
+		t.Run(string(c.how), func(t *testing.T) {
+			kerneltest.Privileged(t)
+			const name = "ccr_replaced"
+			registerAs(t, c.file, name)
+			before := extend(t, name, gentle(t), c.how)
+			for range 2 {
+				r, err := Replace(name, parseObject(t, c.file, structops.Parse), ReplaceOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := sweptTo(t, len(before.Members)); len(got) != len(before.Members) {
+					t.Errorf("pins: %q", got)
+				}
+				if x := function(t, name, "backoff").Extended; x == nil || x.Program != before.Program || !slices.Equal(x.Members, before.Members) {
+					t.Errorf("%+v, was %+v", x, before.Extension)
+				}
+				t.Log(r.Warnings)
+			}
+			if _, err := Replace(name, reno(t), ReplaceOptions{}); !errors.Is(err, structops.ErrPolicy) {
+				t.Errorf("by code that the extension does not fit: %v", err)
+			}
+			if x := function(t, name, "backoff").Extended; x == nil {
+				t.Error("the refused replacement took the extension away")
+			}
+			if _, err := Unextend(name, "backoff"); err != nil || len(pinned(t)) > 0 {
+				t.Errorf("%v, %q", err, pinned(t))
+			}
+		})
+	}
+}

@@ -41,7 +41,7 @@ type Replacement struct {
 // kernel cannot replace: the new code then is registered under a shadow name
 // first, which is selected wherever the name is; for some milliseconds sockets
 // that ask for the name get ENOENT, and those that get it by a selection show the
-// shadow name from then on. A warning says so. With extensions that is refused.
+// shadow name from then on. A warning says so.
 func Replace(name string, spec *structops.Spec, o ReplaceOptions) (*Replacement, error) {
 	fail := func(err error) (*Replacement, error) { return nil, fmt.Errorf("replace %q: %w", name, err) }
 	if err := need("/", moving...); err != nil && o.Migrate {
@@ -169,9 +169,6 @@ func shadowOf(name string) string {
 
 // shadow replaces what has no link.
 func (r *Replacement) shadow(e *Entry, spec *structops.Spec, ops *structops.Ops, seen *seen) error {
-	if len(extensions(e.info)) > 0 {
-		return errors.New("it was registered without a BPF link, and is extended: remove its extensions first")
-	}
 	ops.Name = shadowOf(r.Name)
 	if err := free(ops.Name); err != nil {
 		return fmt.Errorf("shadow name %q: %w", ops.Name, err)
@@ -181,14 +178,22 @@ func (r *Replacement) shadow(e *Entry, spec *structops.Spec, ops *structops.Ops,
 		return err
 	}
 	defer obj.Close()
-	if err := ownDir(replaceDir); err != nil {
+	to, err := obj.Info(ops.Map)
+	if err != nil {
+		return err
+	}
+	undo, err := carryExtensions(e.info, to)
+	if err != nil {
 		return err
 	}
 	path := filepath.Join(replaceDir, pinName(r.Name))
-	link, err := obj.AttachPinned(ops.Map, func(l *structops.Link) error { return l.Pin(path) })
+	var link *structops.Link
+	if err = ownDir(replaceDir); err == nil {
+		link, err = obj.AttachPinned(ops.Map, func(l *structops.Link) error { return l.Pin(path) })
+	}
 	if err != nil {
 		sweepReplacements()
-		return err
+		return errors.Join(err, undo())
 	}
 	link.Close()
 	old := pins()[e.MapID]
@@ -197,7 +202,7 @@ func (r *Replacement) shadow(e *Entry, spec *structops.Spec, ops *structops.Ops,
 	}
 	if err != nil { // the old one is still there, and gets its places back
 		_, ferr := finish(path)
-		return errors.Join(err, ferr)
+		return errors.Join(err, ferr, undo())
 	}
 	if r.MapID, err = finish(path); err != nil {
 		return fmt.Errorf("%q serves in its place: %w", ops.Name, err)
@@ -233,6 +238,11 @@ func finish(path string) (mapID uint32, err error) {
 	e, err := find(name)
 	if err != nil {
 		return 0, err
+	}
+	if sameCode := slices.EqualFunc(e.info.Members, shadow.Members, func(a, b structops.Member) bool { return a.ID == b.ID }); sameCode {
+		if err := renameExtensions(shadow, e.info); err != nil {
+			return 0, err
+		}
 	}
 	seen, _ := survey("")
 	if _, err := seen.reset(shadow.Name, name); err != nil {
