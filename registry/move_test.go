@@ -304,18 +304,11 @@ func TestSetSocket(t *testing.T) {
 	}
 	const name = "ccr_socket"
 	register(t, Options{Name: name}) // restricted
-	refused := make(chan error)
-	go func() {
-		runtime.LockOSThread() // the thread ends without its capabilities
-		var none [2]unix.CapUserData
-		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-		if err := unix.Capset(&header, &none[0]); err != nil {
-			t.Error(err)
-		}
-		refused <- SetSocket(l.(*net.TCPListener), name)
-	}()
-	if err := <-refused; !errors.Is(err, os.ErrPermission) || congestion(t, l.(*net.TCPListener)) != "reno" {
+	if err := uncapable(t, func() error { return SetSocket(l.(*net.TCPListener), name) }); !errors.Is(err, os.ErrPermission) {
 		t.Errorf("a restricted one, without capabilities: %v", err)
+	}
+	if got := congestion(t, l.(*net.TCPListener)); got != "reno" {
+		t.Errorf("refused, and it runs %s", got)
 	}
 	choosing(t, l.(*net.TCPListener), name)
 	u, err := net.ListenPacket("udp4", "127.0.0.1:0")
@@ -326,4 +319,26 @@ func TestSetSocket(t *testing.T) {
 	if err := SetSocket(u.(*net.UDPConn), "reno"); err == nil {
 		t.Error("a UDP socket was taken")
 	}
+}
+
+// uncapable runs fn on a thread without effective capabilities.
+func uncapable(t *testing.T, fn func() error) error {
+	t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var have [2]unix.CapUserData
+	if err := unix.Capget(&header, &have[0]); err != nil {
+		t.Fatal(err)
+	}
+	none := have
+	none[0].Effective, none[1].Effective = 0, 0
+	if err := unix.Capset(&header, &none[0]); err != nil {
+		t.Fatal(err)
+	}
+	err := fn()
+	if err := unix.Capset(&header, &have[0]); err != nil {
+		t.Fatal(err)
+	}
+	return err
 }
