@@ -21,6 +21,7 @@ import (
 	"ccload/internal/inetdiag"
 	"ccload/internal/kerneltest"
 	"ccload/internal/netns"
+	"ccload/structops"
 
 	"golang.org/x/sys/unix"
 )
@@ -284,6 +285,30 @@ func TestMoveErrors(t *testing.T) {
 	m, err := MoveSockets(ns, filter(t, "dst 198.18.0.1"), "reno")
 	if err != nil || m.Matched != 0 {
 		t.Errorf("none matches: %+v, %v", m, err)
+	}
+
+	// One that needs ECN, which the connection did not ask for.
+	const name = "ccr_needs_ecn"
+	b, err := os.ReadFile("../bpf/dctcp.bpf.o")
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := structops.Parse(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Register(spec, Options{Name: name}); err != nil {
+		t.Fatal(err)
+	}
+	m, err = MoveSockets(ns, filter(t, "state connected state listening"), name)
+	if err != nil || m.Matched != 3 || m.Moved != 1 || m.Failed != 2 || m.Reasons[outcome{State: hadNoECN}.reason()] != 2 {
+		t.Errorf("needs ECN: %+v, %v", m, err)
+	}
+	if m, err := RestoreSockets(ns, nil); err != nil || m.Moved != 1 {
+		t.Errorf("restored: %+v, %v", m, err)
+	}
+	if _, err := Unregister(name, UnregisterOptions{}); err != nil {
+		t.Error(err)
 	}
 }
 
