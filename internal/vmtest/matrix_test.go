@@ -32,6 +32,7 @@ import (
 var suites = []struct{ pkg, run string }{
 	{"structops", "."},
 	{"registry", "."},
+	{"registry/state", "."},
 	{"bpf", "."},
 	{"cmd/ccload", "^(TestDCTCP|TestCatalogue|TestExtend)"},
 	{"harness", "^(TestKindsAgree|TestAuto|TestKillNetem)$"},
