@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"runtime"
 	"slices"
@@ -173,7 +172,7 @@ func (a *app) runInGuests(ctx context.Context, f *runFlags, tasks []task) ([]*tr
 	runs, errs := make([]*trace.Run, len(tasks)), make([]error, len(tasks))
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	p := a.guestProgress(len(tasks))
+	p := a.guestProgress(tasks)
 	slots := make(chan struct{}, runtime.NumCPU())
 	var wg sync.WaitGroup
 	for i, t := range tasks {
@@ -187,13 +186,13 @@ func (a *app) runInGuests(ctx context.Context, f *runFlags, tasks []task) ([]*tr
 			g, err := guest(t.kernel, t.exp, objects, f.realtime)
 			if err == nil {
 				var talk bytes.Buffer
-				opts := harness.Options{Dir: t.dir, Versions: versions(), Progress: p.of(t.exp.Name)}
+				opts := harness.Options{Dir: t.dir, Versions: versions(), Progress: p.of(i)}
 				runs[i], err = g.Experiment(ctx, t.exp, opts, &talk)
 				if talk.Len() > 0 {
 					err = errors.Join(err, errors.New(strings.TrimSpace(talk.String())))
 				}
 			}
-			p.done(t.exp.Name)
+			p.ended()
 			if err != nil && ctx.Err() == nil {
 				errs[i] = fmt.Errorf("run %q: %w", t.exp.Name, err)
 				cancel(errs[i])
@@ -201,7 +200,7 @@ func (a *app) runInGuests(ctx context.Context, f *runFlags, tasks []task) ([]*tr
 		})
 	}
 	wg.Wait()
-	p.over()
+	p.close()
 	runs = slices.DeleteFunc(runs, func(r *trace.Run) bool { return r == nil })
 	err = errors.Join(errs...)
 	if err == nil && ctx.Err() != nil {
@@ -210,55 +209,78 @@ func (a *app) runInGuests(ctx context.Context, f *runFlags, tasks []task) ([]*tr
 	return runs, err
 }
 
-// guestsProgress is one line for all guests that run: what each has done of its own
-// time, and what that took of ours.
+// guestsProgress is one line for all guests: how much of their own time has gone by,
+// and what that took of ours.
 type guestsProgress struct {
 	a       *app
 	begun   time.Time
-	mu      sync.Mutex
-	tasks   int
-	through int
-	running map[string][2]time.Duration // elapsed and in all, virtual
+	over    chan struct{}
+	drawing sync.WaitGroup
+
+	mu    sync.Mutex
+	spent []time.Duration // virtual, by run
+	total time.Duration   // virtual, of all
+	done  int
 }
 
-func (a *app) guestProgress(tasks int) *guestsProgress {
-	return &guestsProgress{a: a, begun: time.Now(), tasks: tasks, running: map[string][2]time.Duration{}}
+func (a *app) guestProgress(tasks []task) *guestsProgress {
+	p := &guestsProgress{a: a, begun: time.Now(), over: make(chan struct{}), spent: make([]time.Duration, len(tasks))}
+	for _, t := range tasks {
+		p.total += time.Duration(t.exp.Duration * float64(time.Second))
+	}
+	if !a.terminal() {
+		return p
+	}
+	p.drawing.Go(func() {
+		for tick := time.Tick(200 * time.Millisecond); ; {
+			p.draw()
+			select {
+			case <-tick:
+			case <-p.over:
+				p.a.progressOver()
+				return
+			}
+		}
+	})
+	return p
 }
 
-func (p *guestsProgress) of(name string) func(elapsed, total time.Duration) {
-	p.set(name, 0, 0)
-	return func(elapsed, total time.Duration) { p.set(name, elapsed, total) }
+// of is told how far a run is.
+func (p *guestsProgress) of(run int) func(elapsed, total time.Duration) {
+	return func(elapsed, _ time.Duration) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.spent[run] = elapsed
+	}
 }
 
-func (p *guestsProgress) set(name string, elapsed, total time.Duration) {
+func (p *guestsProgress) ended() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.running[name] = [2]time.Duration{elapsed, total}
-	p.draw()
-}
-
-func (p *guestsProgress) done(name string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.running, name)
-	p.through++
-	p.draw()
+	p.done++
 }
 
 func (p *guestsProgress) draw() {
-	if !p.a.terminal() {
-		return
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var spent time.Duration
+	for _, d := range p.spent {
+		spent += d
 	}
-	var parts []string
-	for _, name := range slices.Sorted(maps.Keys(p.running)) {
-		if t := p.running[name]; t[1] > 0 {
-			parts = append(parts, fmt.Sprintf("%s %.1f of %.0f s", name, t[0].Seconds(), t[1].Seconds()))
-		} else {
-			parts = append(parts, name+" boots")
-		}
+	const width = 20
+	full := int(width * min(1, spent.Seconds()/p.total.Seconds()))
+	line := fmt.Sprintf("[%s%s] %.1f of %.0f s of virtual time, %.0f s of wall time", strings.Repeat("#", full), strings.Repeat(".", width-full),
+		spent.Seconds(), p.total.Seconds(), time.Since(p.begun).Seconds())
+	if len(p.spent) > 1 {
+		line += fmt.Sprintf("; %d of %d runs done", p.done, len(p.spent))
 	}
-	fmt.Fprintf(p.a.err, "\r%d of %d runs done; virtual time: %s; %.0f s of ours\x1b[K",
-		p.through, p.tasks, strings.Join(parts, ", "), time.Since(p.begun).Seconds())
+	if spent == 0 {
+		line += "; booting"
+	}
+	fmt.Fprintf(p.a.err, "\r%s\x1b[K", line)
 }
 
-func (p *guestsProgress) over() { p.a.progressOver() }
+func (p *guestsProgress) close() {
+	close(p.over)
+	p.drawing.Wait()
+}
