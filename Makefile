@@ -66,6 +66,7 @@ bench: build
 	go test -run '^$$' -bench 'Register|List' -benchtime 30x ./cmd/ccload
 	go test -run '^$$' -bench Sockets -benchtime 11x ./cmd/ccload
 	go test -run '^$$' -bench Cost -benchtime 1x ./cmd/ccload
+	go test -run '^$$' -bench Group -benchtime 5x ./registry
 	go test -run '^$$' -bench Guest -benchtime 3x -timeout 30m ./cmd/ccload
 	go test -run '^$$' -bench . -benchtime 3x ./harness/link
 	@set -e; trap 'build/ccload unregister bpf_cubic' EXIT; trap 'exit 130' INT TERM; \

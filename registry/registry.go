@@ -2,13 +2,15 @@
 
 // Package registry manages the kernel's table of TCP congestion controls by
 // name: it puts BPF ones there and takes them out again, lists all of them
-// whoever registered them, and chooses the default of a network namespace.
+// whoever registered them, and selects one for traffic: as the default of a network
+// namespace, on a route, for a control group, for sockets that are open.
 //
 // It keeps no state of its own. What is registered lives in the kernel, held by
 // a pin on bpffs:
 //
 //	/sys/fs/bpf/ccload/NAME    the BPF link (before Linux 6.4: the map)
 //	/sys/fs/bpf/ccload-extend  what Extend put in the place of functions
+//	/sys/fs/bpf/ccload-use     control groups' selections, and what Restore puts back
 //
 // so a registration outlives the process that made it and ends with Unregister,
 // with the removal of the pin, or with the machine. Sockets that run a

@@ -289,3 +289,32 @@ func TestUseMultipath(t *testing.T) {
 	}
 	nothingLeft(t)
 }
+
+// Whatever a route message holds, it is read and written without a panic, and what
+// is set is what is read.
+func FuzzRoute(f *testing.F) {
+	f.Add([]byte("\x02\x10\x00\x00\xfe\x04\x00\x01\x00\x00\x00\x00\x08\x00\x01\x00\xc6\x13\x00\x00\x14\x00\x08\x00\x08\x00\x02\x00\x78\x05\x00\x00\x08\x00\x08\x00\xb0\x04\x00\x00"), "reno lock")
+	f.Add([]byte("\x0a\x40\x00\x00\xfe\x02\x00\x01\x00\x00\x00\x00\x24\x00\x09\x00\x10\x00\x11\x02\x02\x00\x00\x00\x08\x00\x05\x00\xc6\x12\x07\x02\x10\x00\x00\x03\x02\x00\x00\x00\x08\x00\x05\x00\xc6\x12\x07\x07"), "cubic")
+	f.Fuzz(func(t *testing.T, b []byte, congestion string) {
+		r, err := parseRoute(b)
+		if err != nil {
+			return
+		}
+		name, rest, _ := strings.Cut(congestion, " ")
+		congestion = selection(name, rest != "")
+		if name == "" || len(name) > 15 || strings.ContainsRune(name, 0) {
+			congestion = ""
+		}
+		if got := r.with(congestion).congestion(); got != congestion {
+			t.Errorf("set %q, read %q", congestion, got)
+		}
+		best([]*route{r}, r.prefix(), r.prefix().Bits())
+		if p := r.prefix(); p.IsValid() {
+			k := key{}
+			copy(k.Target[:], r.target().bytes())
+			if targetOf(k) != r.target() {
+				t.Errorf("target %+v, read %+v", r.target(), targetOf(k))
+			}
+		}
+	})
+}

@@ -47,8 +47,9 @@ func (a *app) use() *cobra.Command {
   --sockets FILTER   connections that are open already, in ss's words (ss(8)): dst,
                      src, dport, sport, state, and, or, not; and cc NAME
 
-But for --sockets, open connections keep theirs. --restore puts back what was there before, also when another process or several selected: with
-flags that one thing, without any everything that use has changed.`,
+But for --sockets, open connections keep theirs. --restore puts back what was
+there before, also when another process or several selected: with flags that one
+thing, without any everything that use has changed, wherever that was.`,
 		Example: `  ccload use bpf_cubic
   ccload use bpf_cubic --netns blue --allow
   ccload use bpf_cubic --route 198.18.0.0/15 --lock
