@@ -8,8 +8,8 @@
  * The choice is made when the connection is established, just before its
  * congestion control is initialised: earlier, one that needs ECN could not know
  * whether the peer agreed to it. Whether to ask for ECN is another call, at the
- * SYN and at the SYN-ACK; both give one answer for one connection, since they go
- * by the socket's cookie, which a request hands on to its socket.
+ * SYN and at the SYN-ACK; where it matters both give one answer for one connection,
+ * since they go by the socket's cookie, which a request hands on to its socket.
  */
 #include "ccload.bpf.h"
 
@@ -18,7 +18,7 @@
 /* Both also known to user space: registry/cgroup.go. */
 const volatile struct {
 	__u32 arms;
-	__u32 pad;
+	__u32 mixed; /* some need ECN, and some do not */
 	struct {
 		__u64 below; /* of 2^32: draws below this, and not below that of an arm before */
 		__u32 ecn;   /* it needs ECN */
@@ -51,6 +51,17 @@ enum { UNDECIDED = 0, YES = 1, NO = 2 };
 #define TCP_CONGESTION 13
 
 static __u64 (*const bpf_get_socket_cookie)(void *ctx) = (void *)46;
+static __u32 (*const bpf_get_prandom_u32)(void) = (void *)7;
+
+/* Cookies count up; this spreads them over 32 bits. */
+static __always_inline __u32 spread(__u64 x)
+{
+	x ^= x >> 31;
+	x *= 0x9e3779b97f4a7c15;
+	x ^= x >> 29;
+	x *= 0xbf58476d1ce4e5b9;
+	return x >> 32;
+}
 
 /* The arm of this connection. */
 static __always_inline __u32 draw(struct bpf_sock_ops *ctx)
@@ -59,13 +70,7 @@ static __always_inline __u32 draw(struct bpf_sock_ops *ctx)
 
 	if (config.arms == 1)
 		return 0;
-	__u64 x = bpf_get_socket_cookie(ctx);
-	/* Cookies count up; spread them over all 32 bits. */
-	x ^= x >> 31;
-	x *= 0x9e3779b97f4a7c15;
-	x ^= x >> 29;
-	x *= 0xbf58476d1ce4e5b9;
-	x >>= 32;
+	__u64 x = config.mixed ? spread(bpf_get_socket_cookie(ctx)) : bpf_get_prandom_u32();
 	for (; i < ARMS - 1; i++)
 		if (x < config.arm[i].below)
 			break;
@@ -79,11 +84,12 @@ int choose(struct bpf_sock_ops *ctx)
 
 	if ((op != ACTIVE_ESTABLISHED && op != PASSIVE_ESTABLISHED && op != NEEDS_ECN) || ctx->reply != UNDECIDED)
 		return 1;
-	i = draw(ctx);
 	if (op == NEEDS_ECN) {
+		i = config.mixed ? draw(ctx) : 0;
 		ctx->reply = config.arm[i].ecn ? YES : NO;
 		return 1;
 	}
+	i = draw(ctx);
 	ctx->reply = YES;
 	if (bpf_setsockopt(ctx, SOL_TCP, TCP_CONGESTION, (void *)config.arm[i].name, sizeof(config.arm[i].name)))
 		__sync_fetch_and_add(&count.failed[i], 1);

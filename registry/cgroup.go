@@ -160,8 +160,8 @@ func replaceGroup(pin string, arms []Arm) error {
 
 // groupConfig and groupCount are the variables of cgroup.bpf.c.
 type groupConfig struct {
-	Arms, _ uint32
-	Arm     [maxArms]struct {
+	Arms, Mixed uint32
+	Arm         [maxArms]struct {
 		Below  uint64
 		ECN    uint32
 		Name   [16]byte
@@ -210,6 +210,9 @@ func configure(arms []Arm, needsECN func(name string) (bool, error)) (*groupConf
 		}
 		if ecn {
 			c.Arm[i].ECN = 1
+		}
+		if c.Arm[i].ECN != c.Arm[0].ECN {
+			c.Mixed = 1
 		}
 		sum += uint64(a.Weight)
 		c.Arm[i].Below = sum << 32 / total
@@ -422,7 +425,7 @@ func (r *Restoration) groups(match func(id uint64) bool) error {
 		for i, a := range g.arms() {
 			one.From += strings.Repeat(",", min(i, 1)) + a.String()
 		}
-		if err := os.Remove(pin); err != nil {
+		if err := endGroup(pin); err != nil {
 			errs = append(errs, fmt.Errorf("restore %s: %w", one.Place(), err))
 			continue
 		}
@@ -430,6 +433,20 @@ func (r *Restoration) groups(match func(id uint64) bool) error {
 	}
 	os.Remove(useDir)
 	return errors.Join(errs...)
+}
+
+// endGroup takes a group's program away. The kernel would do so some time after the pin
+// is gone.
+func endGroup(pin string) error {
+	l, err := link.LoadPinnedLink(pin, nil)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	if err := l.Detach(); err != nil {
+		return err
+	}
+	return os.Remove(pin)
 }
 
 // path is the group's name, or if that cannot be told its id.

@@ -47,7 +47,7 @@ func TestConfigure(t *testing.T) {
 			t.Errorf("arm %d: %+v, want below %d", i, a, want)
 		}
 	}
-	if n := binary.Size(c); c.Arms != 3 || n != 8+8*32 {
+	if n := binary.Size(c); c.Arms != 3 || c.Mixed != 1 || n != 8+8*32 {
 		t.Errorf("%d arms in %d bytes", c.Arms, n)
 	}
 }
