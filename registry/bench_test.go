@@ -16,9 +16,10 @@ import (
 )
 
 // BenchmarkGroup is what a connection's start costs more when a control group's
-// selection, by weight, gives it what it has by default anyway: connections over
-// loopback, opened, accepted and closed, in blocks by turns. As with most, one end is
-// the group's and the other is not. The ratio is the median of the pairs' ratios.
+// selection, of one name or by weight, gives it what it has by default anyway:
+// connections over loopback, opened, accepted and closed, in blocks by turns. As with
+// most, one end is the group's and the other is not, by turns this and that. The
+// ratio is the median of the pairs' ratios.
 func BenchmarkGroup(b *testing.B) {
 	kerneltest.Privileged(b)
 	elsewhere, group := groups(b)
@@ -27,9 +28,8 @@ func BenchmarkGroup(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	arms := []Arm{{name, 1}, {name, 1}}
 	// Both sorts of blocks come after the same work, and with no garbage to collect.
-	run := func(listener, opener string, selected bool) time.Duration {
+	run := func(arms []Arm, listener, opener string, selected bool) time.Duration {
 		if _, err := UseGroup(group, arms); err != nil {
 			b.Fatal(err)
 		}
@@ -46,17 +46,21 @@ func BenchmarkGroup(b *testing.B) {
 		runtime.GC()
 		return block(b, ns, listener, opener)
 	}
-	for what, in := range map[string][2]string{"accepts": {group, elsewhere}, "opens": {elsewhere, group}} {
+	for what, arms := range map[string][]Arm{"one": {{name, 1}}, "split": {{name, 1}, {name, 1}}} {
 		b.Run(what, func(b *testing.B) {
 			var ratios []float64
 			var without time.Duration
 			for b.Loop() {
 				const pairs = 100
 				for i := range pairs {
+					listener, opener := group, elsewhere
+					if i&2 != 0 {
+						listener, opener = opener, listener
+					}
 					var took [2]time.Duration // without, with
 					for n := range took {
 						with := n ^ i&1 // either comes first as often
-						took[with] = run(in[0], in[1], with == 1)
+						took[with] = run(arms, listener, opener, with == 1)
 					}
 					ratios = append(ratios, took[1].Seconds()/took[0].Seconds())
 					without += took[0]
