@@ -39,11 +39,11 @@ type TakenError struct{ Entry }
 
 func (e *TakenError) Error() string { return "the name is taken: " + e.what() }
 
-// KindError says that only BPF congestion controls can be unregistered.
+// KindError says that something can be done to BPF congestion controls only.
 type KindError struct{ Entry }
 
 func (e *KindError) Error() string {
-	return "only BPF congestion controls can be unregistered; this is " + e.what()
+	return "it is not in BPF, but " + e.what()
 }
 
 func (e *Entry) what() string {

@@ -116,10 +116,11 @@ func Extend(name, function string, e *structops.Extension, how structops.How) (_
 		return nil, err
 	}
 	defer unlock()
-	info, err := extendable(name)
+	entry, err := findBPF(name)
 	if err != nil {
 		return nil, err
 	}
+	info := entry.info
 	all, err := policies(info)
 	if err != nil {
 		return nil, err
@@ -162,21 +163,6 @@ func Extend(name, function string, e *structops.Extension, how structops.How) (_
 		}
 	}
 	return done, nil
-}
-
-// extendable finds a registered congestion control in BPF.
-func extendable(name string) (*structops.Info, error) {
-	e, err := find(name)
-	if err != nil {
-		return nil, err
-	}
-	if e.Kind == "" {
-		return nil, e.blind
-	}
-	if e.Kind != BPF {
-		return nil, fmt.Errorf("only BPF congestion controls can be extended; this is %s", e.what())
-	}
-	return e.info, nil
 }
 
 // predecessors are what connections still run that had the name before.
@@ -236,10 +222,11 @@ func Unextend(name, function string) (_ *Extended, err error) {
 		return nil, err
 	}
 	defer unlock()
-	info, err := extendable(name)
+	entry, err := findBPF(name)
 	if err != nil {
 		return nil, err
 	}
+	info := entry.info
 	there := extensions(info)
 	x := there[function]
 	ps := placesOf(name, function)

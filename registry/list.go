@@ -126,6 +126,20 @@ func find(name string) (*Entry, error) {
 	return pick(entries, name)
 }
 
+// findBPF is find for one in BPF: any other kind is a *KindError.
+func findBPF(name string) (*Entry, error) {
+	e, err := find(name)
+	switch {
+	case err != nil:
+		return nil, err
+	case e.Kind == "":
+		return nil, e.blind
+	case e.Kind != BPF:
+		return nil, &KindError{*e}
+	}
+	return e, nil
+}
+
 func pick(entries []*Entry, name string) (*Entry, error) {
 	names := make([]string, len(entries))
 	for i, e := range entries {

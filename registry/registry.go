@@ -160,15 +160,9 @@ func Unregister(name string, o UnregisterOptions) (*Unregistration, error) {
 		return fail(err)
 	}
 	defer unlock()
-	e, err := find(name)
+	e, err := findBPF(name)
 	if err != nil {
 		return fail(err)
-	}
-	if e.Kind == "" {
-		return fail(e.blind)
-	}
-	if e.Kind != BPF {
-		return fail(&KindError{*e})
 	}
 	if err := need("/", "CAP_SYS_ADMIN", "CAP_NET_ADMIN"); err != nil {
 		return fail(err)

@@ -59,15 +59,9 @@ func Replace(name string, spec *structops.Spec, o ReplaceOptions) (*Replacement,
 		return fail(err)
 	}
 	defer unlock()
-	e, err := find(name)
+	e, err := findBPF(name)
 	if err != nil {
 		return fail(err)
-	}
-	if e.Kind == "" {
-		return fail(e.blind)
-	}
-	if e.Kind != BPF {
-		return fail(&KindError{*e})
 	}
 	if ops.Name = name; e.Allowed {
 		ops.Flags |= nonRestricted

@@ -26,15 +26,9 @@ func Set(name string, values map[string]any) ([]Setting, error) {
 		return fail(err)
 	}
 	defer unlock()
-	e, err := find(name)
+	e, err := findBPF(name)
 	if err != nil {
 		return fail(err)
-	}
-	if e.Kind == "" {
-		return fail(e.blind)
-	}
-	if e.Kind != BPF {
-		return fail(&KindError{*e})
 	}
 	before := e.Params
 	if err := e.info.Set(values); err != nil {

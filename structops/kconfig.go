@@ -12,6 +12,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -177,6 +178,9 @@ func putConfig(dst []byte, t btf.Type, text string) error {
 // complement.
 func putInteger(dst []byte, signed bool, n uint64) error {
 	bits := 8 * len(dst)
+	if !slices.Contains([]int{8, 16, 32, 64}, bits) {
+		return fmt.Errorf("it has %d bits", bits)
+	}
 	fits := bits == 64 || !signed && n>>bits == 0 || signed && (int64(n)>>(bits-1) == 0 || int64(n)>>(bits-1) == -1)
 	if !fits {
 		return fmt.Errorf("it does not fit into %d bits", bits)
@@ -190,8 +194,6 @@ func putInteger(dst []byte, signed bool, n uint64) error {
 		binary.NativeEndian.PutUint32(dst, uint32(n))
 	case 8:
 		binary.NativeEndian.PutUint64(dst, n)
-	default:
-		return fmt.Errorf("it has %d bits", bits)
 	}
 	return nil
 }
