@@ -171,7 +171,7 @@ func TestExtendErrors(t *testing.T) {
 		how            structops.How
 		want           string
 	}{
-		{"reno", "backoff", "", "only BPF"},
+		{"reno", "backoff", "", "not in BPF"},
 		{"ccr_extt", "backoff", "", `did you mean "ccr_ext"?`},
 		{"ccr_ext", "bakoff", "", `did you mean "backoff"?`},
 		{"ccr_ext", "../backoff", "", "none of that name"},
