@@ -55,7 +55,7 @@ test: build
 	CGO_ENABLED=0 go test -p 1 -count=1 -timeout 20m ./...
 
 race:
-	go test -race -p 1 -count=1 -timeout 30m ./cc ./structops ./registry ./internal/... ./harness/trace ./plots
+	go test -race -p 1 -count=1 -timeout 30m ./cc ./structops ./registry/... ./internal/... ./harness/trace ./plots
 
 # In pairs against a peer in the same run; see docs/performance.md.
 bench: build
