@@ -295,25 +295,35 @@ use:
 	apply(strings.NewReplacer(", lock: true", "", "90", "10").Replace(file), "cubic lock>cubic", "cubic=90 reno=10>cubic=10 reno=10")
 }
 
-// cgroup makes a control group, where cgroup2 is or can be mounted.
+// cgroup makes a control group, wherever cgroup2 is or can be mounted.
 func cgroup(t *testing.T) string {
 	t.Helper()
-	mount, err := os.MkdirTemp("", "")
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Mount("none", mount, "cgroup2", 0, ""); err != nil {
-		os.Remove(mount)
-		kerneltest.Skip(t, "cgroup2: "+err.Error())
+	mount := ""
+	for line := range strings.Lines(string(mounts)) {
+		if point, ok := structops.MountPoint(line, "cgroup2"); ok {
+			mount = point
+			break
+		}
+	}
+	if mount == "" {
+		mount = t.TempDir()
+		if err := unix.Mount("none", mount, "cgroup2", 0, ""); err != nil {
+			kerneltest.Skip(t, "cgroup2: "+err.Error())
+		}
+		t.Cleanup(func() { unix.Unmount(mount, 0) })
 	}
 	dir, err := os.MkdirTemp(mount, "ccs")
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
-		if err := errors.Join(os.Remove(dir), unix.Unmount(mount, 0), os.Remove(mount)); err != nil {
+		if err := os.Remove(dir); err != nil {
 			t.Error(err)
 		}
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return filepath.Base(dir) // wherever else the hierarchy is mounted
+	return dir
 }
