@@ -292,7 +292,7 @@ use:
 	}
 	apply(file, ">cubic lock", ">cubic=90 reno=10")
 	apply(file)
-	apply(strings.NewReplacer(", lock: true", "", "90", "10").Replace(file), "cubic lock>cubic", "cubic=90 reno=10>cubic=10 reno=10")
+	apply(strings.NewReplacer(", lock: true", "", "cubic: 90", "cubic: 10").Replace(file), "cubic lock>cubic", "cubic=90 reno=10>cubic=10 reno=10")
 }
 
 // cgroup makes a control group, wherever cgroup2 is or can be mounted.
