@@ -14,7 +14,6 @@ import (
 	"testing"
 
 	"ccload/internal/kerneltest"
-	"ccload/internal/netns"
 	"ccload/structops"
 
 	"golang.org/x/sys/unix"
@@ -124,24 +123,8 @@ func TestUnregisterDefault(t *testing.T) {
 	kerneltest.Privileged(t)
 	const name = "ccr_default"
 	register(t, Options{Name: name, Allow: true})
-	ns, err := netns.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ns.Close()
-	// Only what a process is in, or what has a name, can be seen.
-	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
-		t.Fatal(err)
-	}
-	const named = "/run/netns/ccr_default"
-	if err := os.WriteFile(named, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	defer os.Remove(named)
-	if err := unix.Mount(ns.Path(), named, "", unix.MS_BIND, ""); err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Unmount(named, 0)
+	ns := newNS(t)
+	named(t, ns, "ccr_default")
 
 	before, err := Default(ns)
 	if err != nil {
