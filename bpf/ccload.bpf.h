@@ -118,6 +118,10 @@ struct inet_connection_sock {
 	__u64 icsk_ca_priv[13]; /* 104 bytes for the congestion control's own */
 };
 
+struct tcp_rack {
+	__u32 rtt_us; /* us: of the segment sent last that was ACKed; 0: without SACK */
+};
+
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	__u32 snd_cwnd;        /* segments */
@@ -128,6 +132,8 @@ struct tcp_sock {
 	__u8 is_cwnd_limited : 1;
 	__u32 snd_una, snd_nxt, rcv_nxt; /* sequence numbers */
 	__u32 lsndtime;        /* jiffies: last data sent */
+	struct tcp_rack rack;
+	__u32 srtt_us;         /* us, times 8: smoothed RTT */
 	__u64 tcp_mstamp;      /* us: the socket's clock at this ACK */
 	__u32 delivered, delivered_ce; /* segments, cumulative */
 	__u8 ecn_flags;        /* TCP_ECN_* */

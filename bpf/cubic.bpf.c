@@ -269,11 +269,34 @@ STRUCT_OPS(void, bpf_cubic_cwnd_event, struct sock *, sk, enum tcp_ca_event, eve
 	}
 }
 
+/*
+ * What this ACK says of the RTT. It could come by a callback of its own, pkts_acked,
+ * which costs more than all of this: RACK keeps the RTT of the segment sent last
+ * that was ACKed (RFC 8985 s. 6.2), if the peer does SACK.
+ */
+static __always_inline void rtt_update(struct sock *sk, struct bpf_cubic *ca)
+{
+	struct tcp_sock *tp = tcp_sk(sk);
+	__u32 rtt = tp->rack.rtt_us;
+
+	if (!rtt)
+		rtt = max(tp->srtt_us >> 3, 1);
+	if (!ca->delay_min || rtt < ca->delay_min) {
+		/* Right after recovery RTTs are those of retransmissions' queues. */
+		if (ca->epoch_start && (__s32)((__u32)bpf_jiffies64() - ca->epoch_start) < (__s32)CONFIG_HZ)
+			return;
+		ca->delay_min = rtt;
+	}
+	if (in_slow_start(tp) && !ca->found && hystart)
+		hystart_update(sk, ca, rtt);
+}
+
 STRUCT_OPS(void, bpf_cubic_cong_avoid, struct sock *, sk, __u32, ack, __u32, acked)
 {
 	struct tcp_sock *tp = tcp_sk(sk);
 	struct bpf_cubic *ca = inet_csk_ca(sk);
 
+	rtt_update(sk, ca);
 	if (!is_cwnd_limited(tp))
 		return;
 	if (in_slow_start(tp)) {
@@ -318,26 +341,6 @@ STRUCT_OPS(void, bpf_cubic_set_state, struct sock *, sk, __u8, state)
 	}
 }
 
-STRUCT_OPS(void, bpf_cubic_pkts_acked, struct sock *, sk, const struct ack_sample *, sample)
-{
-	struct tcp_sock *tp = tcp_sk(sk);
-	struct bpf_cubic *ca = inet_csk_ca(sk);
-	__u32 rtt;
-
-	if (sample->rtt_us < 0)
-		return;
-	/* Right after recovery RTTs are those of retransmissions' queues. */
-	if (ca->epoch_start && (__s32)((__u32)bpf_jiffies64() - ca->epoch_start) < (__s32)CONFIG_HZ)
-		return;
-
-	rtt = max(sample->rtt_us, 1);
-	if (!ca->delay_min || rtt < ca->delay_min)
-		ca->delay_min = rtt;
-
-	if (hystart && !ca->found && in_slow_start(tp))
-		hystart_update(sk, ca, rtt);
-}
-
 STRUCT_OPS(__u32, bpf_cubic_undo_cwnd, struct sock *, sk)
 {
 	return tcp_reno_undo_cwnd(sk);
@@ -350,6 +353,5 @@ CONGESTION_OPS struct tcp_congestion_ops bpf_cubic = {
 	.set_state = (void *)bpf_cubic_set_state,
 	.undo_cwnd = (void *)bpf_cubic_undo_cwnd,
 	.cwnd_event = (void *)bpf_cubic_cwnd_event,
-	.pkts_acked = (void *)bpf_cubic_pkts_acked,
 	.name = "bpf_cubic",
 };
