@@ -389,9 +389,17 @@ func TestUpdate(t *testing.T) {
 	if err := l.Update(o, "so_plain"); err == nil {
 		t.Error("one without a link: no error")
 	}
+	slow, err := Open(mustInspect(t, first))
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := l.Update(o, "so_next"); err != nil {
 		t.Fatal(err)
 	}
+	if err := slow.Update(mustLoad(t, s, "so_next"), "so_next"); !errors.Is(err, unix.EPERM) {
+		t.Errorf("in the place of what is replaced already: %v", err)
+	}
+	slow.Close()
 	now, old := mustInspect(t, l.MapID()), mustInspect(t, first)
 	if now.MapID == old.MapID || !now.Registered() || now.LinkID != l.LinkID() || member(now, "ssthresh").Program != "so_second" {
 		t.Errorf("now: %+v", *now)

@@ -195,6 +195,7 @@ func TestVerifyReasons(t *testing.T) {
 		"so_field":      some(false, FieldMissing, "tcp_sock.so_inner.so_no_such_field", "so_reads"),
 		"so_helper":     some(false, HelperMissing, "number 9999", "so_helps"),
 		"so_xdp":        some(false, HelperMissing, "bpf_xdp_adjust_head", "so_adjusts"),
+		"so_release":    some(false, HelperMissing, "bpf_setsockopt", "so_leaves"),
 		"so_kfunc":      some(false, FunctionMissing, "so_no_such_function", ""),
 		"so_weak":       some(false, FunctionMissing, "so_perhaps_a_function", "so_hopes"),
 		"so_forbidden":  forbidden,

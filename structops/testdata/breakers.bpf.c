@@ -23,6 +23,7 @@ struct tcp_congestion_ops___now {
 	void (*cong_avoid)(struct sock *sk, __u32 ack, __u32 acked);
 	__u32 (*undo_cwnd)(struct sock *sk);
 	void (*init)(struct sock *sk);
+	void (*release)(struct sock *sk);
 	__u32 (*min_tso_segs)(struct sock *sk);
 	void (*pkts_acked)(struct sock *sk, const struct ack_sample *sample);
 	void (*cong_control)(struct sock *sk, __u32 ack, int flag, const struct rate_sample *rs); /* since 6.10 */
@@ -96,6 +97,15 @@ BREAKER(so_helper, init, (void *)so_helps);
 static long (*const bpf_xdp_adjust_head)(void *, int) = (void *)44;
 STRUCT_OPS(void, so_adjusts, struct sock *, sk) { bpf_xdp_adjust_head(sk, 0); }
 BREAKER(so_xdp, init, (void *)so_adjusts);
+
+/* A socket that closes cannot be given another one: the kernel would release it twice. */
+STRUCT_OPS(void, so_leaves, struct sock *, sk)
+{
+	char reno[] = "reno";
+
+	bpf_setsockopt(sk, 6 /* SOL_TCP */, 13 /* TCP_CONGESTION */, reno, sizeof(reno));
+}
+BREAKER(so_release, release, (void *)so_leaves);
 
 extern void so_no_such_function(struct sock *sk) __ksym;
 STRUCT_OPS(void, so_calls, struct sock *, sk) { so_no_such_function(sk); }
