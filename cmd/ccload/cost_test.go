@@ -12,9 +12,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"ccload/harness"
 	"ccload/harness/trace"
@@ -32,35 +30,24 @@ type cost struct{ Instructions, Segments uint64 }
 // perACK is of ACKs for two segments each, as receivers send them (RFC 5681 §4.2).
 func (c cost) perACK() float64 { return 2 * float64(c.Instructions) / float64(c.Segments) }
 
-// meter is a sink that counts segments, and reads how long the processor was busy.
+// meter is a sink that counts segments, and reads how long the processor was busy
+// when each count was taken.
 type meter struct {
-	mu        sync.Mutex
-	delivered uint32
-	at        [2]cost // after the first second, and now
-	err       error
+	at [2]cost // after the first second, and now
 }
 
 func (m *meter) Sample(s trace.Sample) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.delivered = s.Delivered
-	return nil
+	busy, err := busy()
+	m.at[1] = cost{busy, uint64(s.Delivered)}
+	if s.Time < 1 {
+		m.at[0] = m.at[1]
+	}
+	return err
 }
 
 func (m *meter) Link(trace.LinkSample) error { return nil }
-func (m *meter) Finish(*trace.Run) error     { return m.err }
+func (m *meter) Finish(*trace.Run) error     { return nil }
 func (m *meter) Close() error                { return nil }
-
-func (m *meter) progress(elapsed, _ time.Duration) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	busy, err := busy()
-	m.err = errors.Join(m.err, err)
-	m.at[1] = cost{busy, uint64(m.delivered)}
-	if elapsed < time.Second {
-		m.at[0] = m.at[1]
-	}
-}
 
 // busy is how long, in ns, the only processor has run tasks (proc(5):
 // /proc/schedstat).
@@ -89,7 +76,7 @@ func costInGuest(name string, out io.Writer) error {
 		e.Link.ECN = 20
 	}
 	m := &meter{}
-	if _, err := harness.Run(context.Background(), e, harness.Options{Sink: m, Progress: m.progress}); err != nil {
+	if _, err := harness.Run(context.Background(), e, harness.Options{Sink: m}); err != nil {
 		return err
 	}
 	return json.NewEncoder(out).Encode(cost{m.at[1].Instructions - m.at[0].Instructions, m.at[1].Segments - m.at[0].Segments})
