@@ -28,7 +28,7 @@ import (
 
 // suites are the tests that run on every kernel that has a name: of a package,
 // those that -test.run chooses. What one needs of the repository is below its
-// testdata, or an object of the catalogue.
+// testdata, or an object of the catalogue or of structops' tests.
 var suites = []struct{ pkg, run string }{
 	{"structops", "."},
 	{"registry", "."},
@@ -130,7 +130,7 @@ func files(t *testing.T, pkg string) map[string][]byte {
 	}
 	const repository = "../.."
 	out := map[string][]byte{path.Join(root, pkg, "test"): read(vmtest.Test(t, "ccload/"+pkg))}
-	for _, dir := range []string{"bpf", "bpf/examples"} {
+	for _, dir := range []string{"bpf", "bpf/examples", "structops/testdata"} {
 		objects, err := filepath.Glob(filepath.Join(repository, dir, "*.bpf.o"))
 		if err != nil {
 			t.Fatal(err)
