@@ -5,8 +5,11 @@ package structops
 import (
 	"errors"
 	"runtime"
+	"sync"
+	"time"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -111,7 +114,46 @@ func detachLink(fd int) error {
 }
 
 func openID(cmd uintptr, id uint32) (int, error) {
-	return bpf(cmd, &struct{ id, next, flags uint32 }{id: id})
+	fd, err := bpf(cmd, &struct{ id, next, flags uint32 }{id: id})
+	if err == nil && cmd == unix.BPF_MAP_GET_FD_BY_ID {
+		slots.linger(id, fd)
+	}
+	return fd, err
+}
+
+// lingering holds maps of programs a while longer than who looks at them. When the
+// last process closes such a map that is not pinned, the kernel (seen on 6.18) takes
+// a reference to it and empties it in the background; if that happens again before
+// it got there, the second reference is never given back, and the map stays until
+// the machine is restarted.
+type lingering struct {
+	sync.Mutex
+	held map[uint32]bool // by id
+}
+
+var slots = lingering{held: map[uint32]bool{}}
+
+// slotLingers is far longer than the kernel takes to get to it.
+const slotLingers = time.Second
+
+func (l *lingering) linger(id uint32, fd int) {
+	l.Lock()
+	defer l.Unlock()
+	var info mapInfo
+	if l.held[id] || objInfo(fd, &info) != nil || info.Type != uint32(ebpf.ProgramArray) {
+		return
+	}
+	same, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	l.held[id] = true
+	time.AfterFunc(slotLingers, func() {
+		l.Lock()
+		defer l.Unlock()
+		delete(l.held, id)
+		unix.Close(same)
+	})
 }
 
 // eachID opens every object of a kind and hands it to fn. What has gone
