@@ -2,6 +2,7 @@
 #
 #   make demo      the main job, end to end, in about a minute (as root)
 #   make test      all the tests (as root; without, the privileged ones are skipped)
+#   make test-long the load of 1000 replacements under 1000 connections, whole, in two minutes (as root)
 #   make           build/ccload, one static binary
 #   make generate  compile the BPF objects again; nothing else needs a compiler for BPF
 #   make bench     the benchmarks of docs/performance.md (as root)
@@ -11,7 +12,7 @@ CLANG := clang-19
 BPF_SOURCES := $(wildcard bpf/*.bpf.c bpf/testdata/*.bpf.c bpf/examples/*.bpf.c registry/*.bpf.c harness/*/*.bpf.c structops/testdata/*.bpf.c cmd/ccload/testdata/*.bpf.c)
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-.PHONY: all build generate check-generated demo test race bench clean
+.PHONY: all build generate check-generated demo test test-long race bench clean
 all: build
 
 build:
@@ -53,6 +54,9 @@ test: build
 		build/ccload kernels pull $$(build/ccload kernels list | awk 'NR > 1 { print $$1 }') || true; fi
 	go vet ./...
 	CGO_ENABLED=0 go test -p 1 -count=1 -timeout 20m ./...
+
+test-long:
+	CCLOAD_LONG=1 CGO_ENABLED=0 go test -count=1 -v -run 'Load$$' ./registry
 
 race:
 	go test -race -p 1 -count=1 -timeout 30m ./cc ./structops ./registry/... ./internal/... ./harness/trace ./plots

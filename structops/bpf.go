@@ -3,8 +3,10 @@
 package structops
 
 import (
+	"cmp"
 	"errors"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 	"unsafe"
@@ -121,39 +123,63 @@ func openID(cmd uintptr, id uint32) (int, error) {
 	return fd, err
 }
 
-// lingering holds maps of programs a while longer than who looks at them. When the
-// last process closes such a map that is not pinned, the kernel (seen on 6.18) takes
-// a reference to it and empties it in the background; if that happens again before
-// it got there, the second reference is never given back, and the map stays until
-// the machine is restarted.
+// lingering holds the slots, maps of programs, that are the newest a while longer than
+// who looked at them. When the last process closes such a map that is not pinned,
+// the kernel (seen on 6.18) takes a reference to it and empties it in the background;
+// if that happens again before it got there, the second reference is never given back,
+// and the map stays until the machine is restarted.
 type lingering struct {
 	sync.Mutex
-	held map[uint32]bool // by id
+	held  []lingerer // by id, which is by age
+	timer *time.Timer
 }
 
-var slots = lingering{held: map[uint32]bool{}}
+type lingerer struct {
+	id uint32
+	fd int
+}
 
-// slotLingers is far longer than the kernel takes to get to it.
-const slotLingers = time.Second
+var slots lingering
+
+const (
+	slotLingers = time.Second // far longer than the kernel takes to get to a map
+	mostSlots   = 16          // more would make the table of descriptors grow, which takes milliseconds
+)
 
 func (l *lingering) linger(id uint32, fd int) {
 	l.Lock()
 	defer l.Unlock()
 	var info mapInfo
-	if l.held[id] || objInfo(fd, &info) != nil || info.Type != uint32(ebpf.ProgramArray) {
+	if slices.ContainsFunc(l.held, func(h lingerer) bool { return h.id == id }) || objInfo(fd, &info) != nil || info.Type != uint32(ebpf.ProgramArray) {
 		return
+	}
+	if len(l.held) == mostSlots {
+		if id < l.held[0].id {
+			return
+		}
+		unix.Close(l.held[0].fd)
+		l.held = slices.Delete(l.held, 0, 1)
 	}
 	same, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return
 	}
-	l.held[id] = true
-	time.AfterFunc(slotLingers, func() {
-		l.Lock()
-		defer l.Unlock()
-		delete(l.held, id)
-		unix.Close(same)
-	})
+	l.held = append(l.held, lingerer{id, same})
+	slices.SortFunc(l.held, func(a, b lingerer) int { return cmp.Compare(a.id, b.id) })
+	if l.timer == nil {
+		l.timer = time.AfterFunc(slotLingers, l.drop)
+	} else {
+		l.timer.Reset(slotLingers)
+	}
+}
+
+func (l *lingering) drop() {
+	l.Lock()
+	defer l.Unlock()
+	for _, h := range l.held {
+		unix.Close(h.fd)
+	}
+	l.held = nil
 }
 
 // eachID opens every object of a kind and hands it to fn. What has gone

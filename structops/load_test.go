@@ -685,3 +685,34 @@ func TestSetLive(t *testing.T) {
 		}
 	}
 }
+
+// However often a map of programs is looked at, it goes when nothing uses it.
+func TestSlotsGo(t *testing.T) {
+	kerneltest.Privileged(t)
+	for range 3 {
+		m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "so_slot", Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := m.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, _ := info.ID()
+		for range 5 {
+			if _, err := infoOfMap(uint32(id)); err != nil {
+				t.Fatal(err)
+			}
+			m.Close()
+		}
+		for deadline := time.Now().Add(lingers); ; time.Sleep(10 * time.Millisecond) {
+			next, err := ebpf.MapGetNextID(id - 1)
+			if errors.Is(err, os.ErrNotExist) || err == nil && next != id {
+				break
+			}
+			if err != nil || time.Now().After(deadline) {
+				t.Fatalf("map %d stays: %v", id, err)
+			}
+		}
+	}
+}
