@@ -45,6 +45,9 @@ func netemEnds(t *testing.T, cfg trace.Link) (l *NetemLink, s, r *net.UDPConn, a
 		}
 		t.Cleanup(func() { c.Close() })
 		c.SetDeadline(time.Now().Add(30 * time.Second))
+		if err := c.SetReadBuffer(1 << 20); err != nil { // or a train of 100 is lost while its reader waits for a processor
+			t.Fatal(err)
+		}
 		return c
 	}
 	return l, listen(ns[0], SenderAddr.AsSlice()), listen(ns[1], ReceiverAddr.AsSlice()), again
