@@ -6,14 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"ccload/internal/kerneltest"
+	"ccload/internal/netns"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -714,5 +717,76 @@ func TestSlotsGo(t *testing.T) {
 				t.Fatalf("map %d stays: %v", id, err)
 			}
 		}
+	}
+}
+
+// A connection whose algorithm gives it to another when it starts without ECN runs
+// the other, and holds no reference to the first.
+func TestFallback(t *testing.T) {
+	kerneltest.Privileged(t)
+	ns, err := netns.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	o := mustLoad(t, mustParse(t, "fallback"))
+	for _, c := range []struct{ name, runs string }{{"so_falls", "reno"}, {"so_asks", "so_asks"}} {
+		l := mustAttach(t, o, c.name)
+		err := ns.Do(func() error {
+			lo, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(lo)
+			ifr, err := unix.NewIfreq("lo")
+			if err != nil {
+				return err
+			}
+			ifr.SetUint16(unix.IFF_UP)
+			if err := unix.IoctlIfreq(lo, unix.SIOCSIFFLAGS, ifr); err != nil {
+				return err
+			}
+			choose := func(_, _ string, raw syscall.RawConn) (err error) {
+				if e := raw.Control(func(fd uintptr) {
+					err = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, c.name)
+				}); e != nil {
+					return e
+				}
+				return err
+			}
+			// A listener agrees to ECN of an algorithm that needs it if its own does.
+			s, err := (&net.ListenConfig{Control: choose}).Listen(t.Context(), "tcp4", "127.0.0.1:0")
+			if err != nil {
+				return err
+			}
+			defer s.Close()
+			before := mustInspect(t, l.MapID()).Refs
+			d := net.Dialer{Control: choose}
+			conn, err := d.Dial("tcp4", s.Addr().String())
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			raw, err := conn.(*net.TCPConn).SyscallConn()
+			if err != nil {
+				return err
+			}
+			var runs string
+			raw.Control(func(fd uintptr) {
+				runs, err = unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+			})
+			after := mustInspect(t, l.MapID()).Refs
+			if runs != c.runs || (after != before) != (c.runs == c.name) {
+				t.Errorf("%s: the connection runs %q, references %d before and %d after", c.name, runs, before, after)
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	var fell uint32
+	if err := o.coll.Variables["so_fell"].Get(&fell); err != nil || fell != 2 {
+		t.Errorf("%d fell, want both ends of the first, %v", fell, err)
 	}
 }

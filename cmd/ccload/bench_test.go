@@ -3,35 +3,70 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"ccload/internal/kerneltest"
 	"ccload/internal/vmtest"
+	"ccload/registry"
 )
 
 // BenchmarkRegister registers and unregisters one object as whole processes, by
 // turns with ccload and with bpftool, so that what else the machine does meets
 // both. The object has a plain .struct_ops section, which every bpftool takes.
 func BenchmarkRegister(b *testing.B) {
-	object := filepath.Join(b.TempDir(), "cubic.o")
+	object := variant(b, "plain.o", ".struct_ops.link", ".struct_ops\x00link")
+	alternate(b,
+		[][]string{{"register", object}, {"unregister", "bpf_cubic"}},
+		[][]string{{"struct_ops", "register", object}, {"struct_ops", "unregister", "name", "bpf_cubic"}})
+}
+
+// BenchmarkReplace is how long it takes from the command until new connections run
+// the new code. With bpftool, which cannot replace, it is to unregister and register
+// again; meanwhile there is none of that name.
+func BenchmarkReplace(b *testing.B) {
+	kerneltest.Privileged(b)
+	ours := variant(b, "ours.o", "bpf_cubic", "cct_cubic")
+	theirs := variant(b, "theirs.o", "bpf_cubic", "bpf_dubic", ".struct_ops.link", ".struct_ops\x00link")
+	ccload := built(b)
+	for _, args := range [][]string{{"register", ours}, {"register", theirs}} {
+		if out, err := exec.Command(ccload, args...).CombinedOutput(); err != nil {
+			b.Fatalf("%q: %v\n%s", args, err, out)
+		}
+	}
+	defer exec.Command(ccload, "unregister", "cct_cubic").Run()
+	defer exec.Command("bpftool", "struct_ops", "unregister", "name", "bpf_dubic").Run()
+	before, _, err := registry.Lookup("cct_cubic")
+	if err != nil {
+		b.Fatal(err)
+	}
+	alternate(b,
+		[][]string{{"replace", "cct_cubic", ours}},
+		[][]string{{"struct_ops", "unregister", "name", "bpf_dubic"}, {"struct_ops", "register", theirs}})
+	now, _, err := registry.Lookup("cct_cubic")
+	if err != nil || now.MapID == before.MapID {
+		b.Errorf("map %d before, %d now, %v", before.MapID, now.MapID, err)
+	}
+}
+
+// variant is a file with the object of bpf_cubic in which each old is a new.
+func variant(b *testing.B, name string, oldnew ...string) string {
+	b.Helper()
 	obj, err := os.ReadFile("../../bpf/cubic.bpf.o")
 	if err != nil {
 		b.Fatal(err)
 	}
-	obj = bytes.ReplaceAll(obj, []byte(".struct_ops.link"), []byte(".struct_ops\x00link"))
-	if err := os.WriteFile(object, obj, 0o600); err != nil {
+	path := filepath.Join(b.TempDir(), name)
+	if err := os.WriteFile(path, []byte(strings.NewReplacer(oldnew...).Replace(string(obj))), 0o600); err != nil {
 		b.Fatal(err)
 	}
-	alternate(b,
-		[][]string{{"register", object}, {"unregister", "bpf_cubic"}},
-		[][]string{{"struct_ops", "register", object}, {"struct_ops", "unregister", "name", "bpf_cubic"}})
+	return path
 }
 
 // BenchmarkList lists what is registered, by turns with ccload and with bpftool.
