@@ -149,14 +149,15 @@ const (
 func (l *lingering) linger(id uint32, fd int) {
 	l.Lock()
 	defer l.Unlock()
-	var info mapInfo
-	if slices.ContainsFunc(l.held, func(h lingerer) bool { return h.id == id }) || objInfo(fd, &info) != nil || info.Type != uint32(ebpf.ProgramArray) {
+	full := len(l.held) == mostSlots
+	if full && id < l.held[0].id || slices.ContainsFunc(l.held, func(h lingerer) bool { return h.id == id }) {
 		return
 	}
-	if len(l.held) == mostSlots {
-		if id < l.held[0].id {
-			return
-		}
+	var info mapInfo
+	if objInfo(fd, &info) != nil || info.Type != uint32(ebpf.ProgramArray) {
+		return
+	}
+	if full {
 		unix.Close(l.held[0].fd)
 		l.held = slices.Delete(l.held, 0, 1)
 	}
@@ -182,26 +183,29 @@ func (l *lingering) drop() {
 	l.held = nil
 }
 
-// eachID opens every object of a kind and hands it to fn. What has gone
-// meanwhile is passed over, for objects come and go while others walk.
+// eachID opens every object of a kind, the newest first, and hands it to fn. What
+// has gone meanwhile is passed over, for objects come and go while others walk.
 func eachID(next, open uintptr, fn func(id uint32, fd int) error) error {
-	attr := struct{ id, next, flags uint32 }{}
-	for {
+	var ids []uint32
+	for attr := (struct{ id, next, flags uint32 }{}); ; attr.id = attr.next {
 		if _, err := bpf(next, &attr); errors.Is(err, unix.ENOENT) {
-			return nil
+			break
 		} else if err != nil {
 			return err
 		}
-		attr.id = attr.next
-		fd, err := openID(open, attr.id)
+		ids = append(ids, attr.next)
+	}
+	for _, id := range slices.Backward(ids) {
+		fd, err := openID(open, id)
 		if err == nil {
-			err = fn(attr.id, fd)
+			err = fn(id, fd)
 			unix.Close(fd)
 		}
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return err
 		}
 	}
+	return nil
 }
 
 func objInfo[T any](fd int, info *T) error {

@@ -88,6 +88,7 @@ func Live() ([]*Info, error) {
 	if err != nil {
 		return nil, fmt.Errorf("BPF maps: %w", permission("", err, looking...))
 	}
+	slices.Reverse(live)
 	return live, nil
 }
 

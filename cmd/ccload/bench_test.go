@@ -21,6 +21,7 @@ import (
 // turns with ccload and with bpftool, so that what else the machine does meets
 // both. The object has a plain .struct_ops section, which every bpftool takes.
 func BenchmarkRegister(b *testing.B) {
+	kerneltest.Privileged(b)
 	object := variant(b, "plain.o", ".struct_ops.link", ".struct_ops\x00link")
 	alternate(b,
 		[][]string{{"register", object}, {"unregister", "bpf_cubic"}},
@@ -71,13 +72,13 @@ func variant(b *testing.B, name string, oldnew ...string) string {
 
 // BenchmarkList lists what is registered, by turns with ccload and with bpftool.
 func BenchmarkList(b *testing.B) {
+	kerneltest.Privileged(b)
 	alternate(b, [][]string{{"list"}}, [][]string{{"struct_ops", "show"}})
 }
 
 // alternate reports the mean wall time of two ways to do the same and their
 // ratio.
 func alternate(b *testing.B, ours, theirs [][]string) {
-	kerneltest.Privileged(b)
 	bpftool, err := exec.LookPath("bpftool")
 	if err != nil {
 		b.Skip(err)
