@@ -55,10 +55,10 @@ func guest(k *vm.Kernel, e trace.Experiment, objects map[string][]byte, realtime
 	}
 	g := &vm.Guest{
 		Kernel: k, Binary: self, Args: []string{jobVerb}, Files: map[string][]byte{jobFile: b},
-		Optional: slices.Clone(guestModules), Seed: uint32(e.Seed), RealTime: realtime, Limit: time.Duration(e.Duration*float64(time.Second)) + guestSlack,
+		Optional: guestModules, Seed: uint32(e.Seed), RealTime: realtime, Limit: time.Duration(e.Duration*float64(time.Second)) + guestSlack,
 	}
 	for _, f := range e.Flows {
-		g.Optional = append(g.Optional, "tcp_"+f.CC)
+		g.Late = append(g.Late, "tcp_"+f.CC)
 	}
 	return g, nil
 }

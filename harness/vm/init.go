@@ -3,6 +3,7 @@
 package vm
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cavaliergopher/cpio"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,7 +22,7 @@ func Inside() bool {
 	if os.Getpid() != 1 {
 		return false
 	}
-	_, err := os.Stat(guestArgs)
+	_, err := os.Stat(guestModules)
 	return err == nil
 }
 
@@ -45,7 +47,7 @@ func initialise(main func(args []string, stdout, stderr io.Writer) int) error {
 			return fmt.Errorf("mount %s: %w", m[1], err)
 		}
 	}
-	if err := loadModules(); err != nil {
+	if err := loadModules(guestModules); err != nil {
 		return err
 	}
 	var err error
@@ -53,6 +55,17 @@ func initialise(main func(args []string, stdout, stderr io.Writer) int) error {
 		return err
 	}
 	defer port.Close()
+	if _, err := os.Stat(guestHold); err == nil {
+		if err := hold(); err != nil {
+			return fmt.Errorf("%s%w", cannotHold, err)
+		}
+	}
+	if err := seed(); err != nil {
+		return err
+	}
+	if err := loadModules(guestLate); err != nil {
+		return err
+	}
 	go alive()
 	args, err := os.ReadFile(guestArgs)
 	if err != nil {
@@ -101,8 +114,8 @@ func alive() {
 	}
 }
 
-func loadModules() error {
-	list, err := os.ReadFile(guestModules)
+func loadModules(which string) error {
+	list, err := os.ReadFile(which)
 	if err != nil {
 		return err
 	}
@@ -113,7 +126,7 @@ func loadModules() error {
 		}
 		err = unix.FinitModule(int(f.Fd()), "", 0)
 		f.Close()
-		if err != nil {
+		if err != nil && !errors.Is(err, unix.EEXIST) { // a late one may depend on an early one
 			return fmt.Errorf("module %q: %w", path, err)
 		}
 	}
@@ -133,4 +146,98 @@ func openPort() (*os.File, error) {
 		}
 	}
 	return nil, errors.New("no virtio port: the kernel lacks virtio_console")
+}
+
+// cannotHold begins what the console says then.
+const cannotHold = "cannot hold: "
+
+// hold stops the guest at the instruction that tells the host so. It goes on with
+// what it is to do in the memory that it shares with the host.
+func hold() error {
+	job, err := bar("0x1af4", "0x1110", "resource2", jobSize, unix.PROT_READ) // ivshmem
+	if err != nil {
+		return err
+	}
+	defer unix.Munmap(job)
+	bell, err := bar("0x1b36", "0x0011", "resource0", os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE) // pvpanic
+	if err != nil {
+		return err
+	}
+	defer unix.Munmap(bell)
+	bell[0] = 1
+	for r := cpio.NewReader(bytes.NewReader(job)); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		path := "/" + h.Name
+		if h.Mode.IsDir() {
+			err = os.MkdirAll(path, 0o755)
+		} else {
+			var content []byte
+			if content, err = io.ReadAll(r); err == nil {
+				err = os.WriteFile(path, content, 0o755)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// jobSize is how much of memory guest and host share.
+const jobSize = 16 << 20
+
+// bar maps a range of a PCI device's memory.
+func bar(vendor, device, resource string, size, protection int) ([]byte, error) {
+	ids, err := filepath.Glob("/sys/bus/pci/devices/*/vendor")
+	if err != nil {
+		return nil, err
+	}
+	is := func(file, want string) bool {
+		b, err := os.ReadFile(file)
+		return err == nil && strings.TrimSpace(string(b)) == want
+	}
+	for _, id := range ids {
+		dir := filepath.Dir(id)
+		if !is(id, vendor) || !is(filepath.Join(dir, "device"), device) {
+			continue
+		}
+		// A driver that the kernel has for it keeps it from us.
+		os.WriteFile(filepath.Join(dir, "driver", "unbind"), []byte(filepath.Base(dir)), 0)
+		if err := os.WriteFile(filepath.Join(dir, "enable"), []byte("1"), 0); err != nil {
+			return nil, err
+		}
+		f, err := os.OpenFile(filepath.Join(dir, resource), os.O_RDWR, 0)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		m, err := unix.Mmap(int(f.Fd()), 0, size, protection, unix.MAP_SHARED)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", f.Name(), err)
+		}
+		return m, nil
+	}
+	return nil, fmt.Errorf("no PCI device %s:%s", vendor, device)
+}
+
+// seed makes what is random from here on a matter of the seed.
+func seed() error {
+	b, err := os.ReadFile(guestSeed)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.Write(b); err != nil {
+		return err
+	}
+	return unix.IoctlSetInt(int(f.Fd()), unix.RNDRESEEDCRNG, 0)
 }

@@ -19,6 +19,9 @@ const (
 	guestArgs    = "/etc/ccload/args"    // NUL-separated
 	guestLimit   = "/etc/ccload/limit"   // of the guest's time, in ns
 	guestModules = "/etc/ccload/modules" // one path a line, in the order of loading
+	guestHold    = "/etc/ccload/hold"    // if it is there, hold
+	guestLate    = "/etc/ccload/late"    // as guestModules, those that come last
+	guestSeed    = "/etc/ccload/seed"    // where what is random comes from
 )
 
 // initramfs writes a cpio archive (Documentation/driver-api/early-userspace/

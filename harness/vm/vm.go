@@ -16,9 +16,11 @@ import (
 	"bytes"
 	"context"
 	"debug/elf"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"runtime"
@@ -43,6 +45,7 @@ type Guest struct {
 	Files    map[string][]byte // further files of the guest, by absolute path
 	Modules  []string          // kernel modules to load, with what they depend on
 	Optional []string          // likewise, of those that the kernel has
+	Late     []string          // likewise, when the others are there: what differs from run to run
 	Memory   int               // MiB; default 512
 
 	// Seed is where the guest's randomness comes from.
@@ -99,28 +102,106 @@ func (g *Guest) Run(ctx context.Context, stdout, stderr, console io.Writer) (sta
 			return 0, err
 		}
 	}
+	if g.results != nil && !g.RealTime {
+		status, err := g.resume(ctx, stdout, stderr, console)
+		if !errors.Is(err, errSnapshot) {
+			return status, err
+		}
+	}
 	return g.run(ctx, kvm, stdout, stderr, console)
 }
 
 func (g *Guest) run(ctx context.Context, kvm bool, stdout, stderr, console io.Writer) (status int, err error) {
-	initrd, err := g.initrd()
+	m, err := newMachine(g.options(kvm))
 	if err != nil {
 		return 0, err
 	}
-	defer initrd.Close()
-	// Files, not pipes: a full pipe would answer the guest at a moment that depends on
-	// how busy the host is.
-	port, err := memory("port", strings.NewReader(""))
+	defer m.close()
+	files, err := g.system()
 	if err != nil {
-		return 0, fmt.Errorf("guest: %w", err)
+		return 0, err
 	}
-	defer port.Close()
-	log, err := memory("console", strings.NewReader(""))
+	job, err := g.job()
 	if err != nil {
-		return 0, fmt.Errorf("guest: %w", err)
+		return 0, err
 	}
-	defer log.Close()
+	maps.Copy(files, job)
+	if err := g.boot(m, files); err != nil {
+		return 0, err
+	}
+	return g.runs(ctx, m, stdout, stderr, console)
+}
 
+// machine is a QEMU to be started.
+type machine struct {
+	options   []string
+	files     []*os.File // what it is given, from descriptor 3 on
+	own       []*os.File // of these, what goes with it
+	port, log *os.File   // what the guest writes
+
+	begin func() error // what is said to its monitor
+	there *os.File     // QEMU's end of that
+}
+
+// newMachine is one with a port and a console. These are files, not pipes: a full
+// pipe would answer the guest at a moment that depends on how busy the host is.
+func newMachine(options []string) (_ *machine, err error) {
+	m := &machine{options: options}
+	for _, f := range []struct {
+		name string
+		file **os.File
+	}{{"port", &m.port}, {"console", &m.log}} {
+		if *f.file, err = memory(f.name, strings.NewReader("")); err != nil {
+			m.close()
+			return nil, fmt.Errorf("guest: %w", err)
+		}
+		m.own = append(m.own, *f.file)
+	}
+	m.options = append(m.options,
+		"-chardev", fmt.Sprintf("file,id=log,path=/dev/fd/%d", m.pass(m.log)), "-serial", "chardev:log",
+		// The port is served by the virtual processor's own thread: another would answer
+		// at a moment that depends on the host.
+		"-device", "virtio-serial-pci,ioeventfd=off",
+		"-chardev", fmt.Sprintf("file,id=port,path=/dev/fd/%d", m.pass(m.port)), "-device", "virtserialport,chardev=port,name="+portName)
+	return m, nil
+}
+
+// pass gives QEMU a file and says by which descriptor.
+func (m *machine) pass(f *os.File) int {
+	m.files = append(m.files, f)
+	return 2 + len(m.files)
+}
+
+func (m *machine) close() {
+	for _, f := range m.own {
+		f.Close()
+	}
+}
+
+// boot lets a machine boot the guest's kernel with these files.
+func (g *Guest) boot(m *machine, files map[string][]byte) error {
+	initrd, err := memory("initramfs", strings.NewReader(""))
+	if err != nil {
+		return fmt.Errorf("guest: memory for its files: %w", err)
+	}
+	m.own = append(m.own, initrd)
+	if err := initramfs(initrd, files); err != nil {
+		return fmt.Errorf("guest: initramfs: %w", err)
+	}
+	image := g.Kernel.Image
+	vmlinux, err := g.Kernel.boots()
+	if err != nil {
+		return err
+	}
+	if vmlinux != nil {
+		image = fmt.Sprintf("/dev/fd/%d", m.pass(vmlinux))
+	}
+	m.options = append(m.options, "-kernel", image, "-initrd", fmt.Sprintf("/dev/fd/%d", m.pass(initrd)), "-append", kernelLine)
+	return nil
+}
+
+// runs starts QEMU and waits until it ends, for Run.
+func (g *Guest) runs(ctx context.Context, m *machine, stdout, stderr, console io.Writer) (status int, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	patience := g.Patience
@@ -130,17 +211,8 @@ func (g *Guest) run(ctx context.Context, kvm bool, stdout, stderr, console io.Wr
 	watchdog := time.AfterFunc(patience, func() { cancel(errHangs) })
 	defer watchdog.Stop()
 
-	files := []*os.File{initrd, port, log}
-	image := g.Kernel.Image
-	vmlinux, err := g.Kernel.boots()
-	if err != nil {
-		return 0, err
-	}
-	if vmlinux != nil {
-		files, image = append(files, vmlinux), "/dev/fd/6"
-	}
-	cmd := exec.CommandContext(ctx, qemu, append(g.options(kvm), "-kernel", image)...)
-	cmd.ExtraFiles = files
+	cmd := exec.CommandContext(ctx, qemu, m.options...)
+	cmd.ExtraFiles = m.files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.WaitDelay = time.Second
 	var complaints bytes.Buffer
@@ -163,14 +235,22 @@ func (g *Guest) run(ctx context.Context, kvm bool, stdout, stderr, console io.Wr
 	}
 	var tail tail
 	var readers sync.WaitGroup
+	if m.begin != nil {
+		m.there.Close() // or its end would not be seen
+		readers.Go(func() {
+			if err := m.begin(); err != nil && err != errGone {
+				cancel(err)
+			}
+		})
+	}
 	readers.Go(func() {
 		var w io.Writer = &tail
 		if console != nil {
 			w = io.MultiWriter(&tail, console)
 		}
-		io.Copy(w, &follower{file: log, over: over})
+		io.Copy(w, &follower{file: m.log, over: over})
 	})
-	status, done, failure := g.demux(&follower{file: port, over: over}, stdout, stderr, func() { watchdog.Reset(patience) })
+	status, done, failure := g.demux(&follower{file: m.port, over: over}, stdout, stderr, func() { watchdog.Reset(patience) })
 	if failure != nil {
 		cancel(failure)
 	}
@@ -191,21 +271,13 @@ func (g *Guest) run(ctx context.Context, kvm bool, stdout, stderr, console io.Wr
 	return 0, tail.crash(waitErr)
 }
 
-// options are QEMU's.
+// options are QEMU's, but for those with a file.
 func (g *Guest) options(kvm bool) []string {
 	memory := g.Memory
 	if memory == 0 {
 		memory = 512
 	}
-	o := []string{
-		"-nodefaults", "-display", "none", "-no-reboot", "-smp", "1", "-m", fmt.Sprint(memory),
-		"-initrd", "/dev/fd/3", "-append", "console=ttyS0 quiet panic=-1 oops=panic " + bootFaster,
-		"-chardev", "file,id=log,path=/dev/fd/5", "-serial", "chardev:log",
-		// The port is served by the virtual processor's own thread: another would answer
-		// at a moment that depends on the host.
-		"-device", "virtio-serial-pci,ioeventfd=off",
-		"-chardev", "file,id=port,path=/dev/fd/4", "-device", "virtserialport,chardev=port,name=" + portName,
-	}
+	o := []string{"-nodefaults", "-display", "none", "-no-reboot", "-smp", "1", "-m", fmt.Sprint(memory)}
 	switch {
 	case kvm:
 		return append(o, "-accel", "kvm", "-cpu", "host")
@@ -221,6 +293,9 @@ func (g *Guest) options(kvm bool) []string {
 	return append(o, "-accel", "tcg", "-cpu", "max,-erms,-fsrm", "-seed", fmt.Sprint(g.Seed),
 		"-icount", "shift=0,sleep=off,rr=record,rrfile=/dev/null", "-rtc", "clock=vm,base=2026-01-01")
 }
+
+// kernelLine is the kernel's command line.
+const kernelLine = "console=ttyS0 quiet panic=-1 oops=panic " + bootFaster
 
 // bootFaster spares an emulated machine what takes long and is of no use to it.
 // Without it a boot takes three times as long. In this order: measuring the speed
@@ -257,31 +332,41 @@ func (k *Kernel) kvmWorks(ctx context.Context, binary string) (bool, error) {
 	return kvm.works, ctx.Err()
 }
 
-// initrd writes the guest's files into memory that has a descriptor but no name.
-func (g *Guest) initrd() (*os.File, error) {
-	binary, err := os.ReadFile(g.Binary)
+// system are the files of a guest that has nothing to do yet: its program, and the
+// modules to load first.
+func (g *Guest) system() (map[string][]byte, error) {
+	program, err := os.ReadFile(g.Binary)
 	if err != nil {
 		return nil, fmt.Errorf("guest: %w", err)
 	}
-	if err := static(binary); err != nil {
+	if err := static(program); err != nil {
 		return nil, fmt.Errorf("guest: program %q: %w", g.Binary, err)
 	}
+	files := map[string][]byte{guestInit: program}
+	// The port's driver is a module in some kernels.
+	return files, g.modules(files, guestModules, append([]string{"virtio_pci", "virtio_console"}, g.Modules...), g.Optional)
+}
+
+// job are the files with what it is to do, and with what.
+func (g *Guest) job() (map[string][]byte, error) {
 	limit := g.Limit
 	if limit == 0 {
 		limit = time.Hour
 	}
 	files := map[string][]byte{
-		guestInit:  binary,
 		guestArgs:  []byte(strings.Join(g.Args, "\x00")),
 		guestLimit: fmt.Append(nil, int64(limit)),
+		guestSeed:  binary.LittleEndian.AppendUint32(nil, g.Seed),
 	}
-	for name, data := range g.Files {
-		files[name] = data
-	}
-	// The port's driver is a module in some kernels.
-	mods, err := g.Kernel.load(append([]string{"virtio_pci", "virtio_console"}, g.Modules...), g.Optional)
+	maps.Copy(files, g.Files)
+	return files, g.modules(files, guestLate, nil, g.Late)
+}
+
+// modules adds modules and a list of them to files.
+func (g *Guest) modules(files map[string][]byte, list string, names, optional []string) error {
+	mods, err := g.Kernel.load(names, optional)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	var order strings.Builder
 	for _, m := range mods {
@@ -289,17 +374,8 @@ func (g *Guest) initrd() (*os.File, error) {
 		files[name] = m.elf
 		fmt.Fprintln(&order, name)
 	}
-	files[guestModules] = []byte(order.String())
-
-	f, err := memory("initramfs", strings.NewReader(""))
-	if err != nil {
-		return nil, fmt.Errorf("guest: memory for its files: %w", err)
-	}
-	if err := initramfs(f, files); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("guest: initramfs: %w", err)
-	}
-	return f, nil
+	files[list] = []byte(order.String())
+	return nil
 }
 
 // static says whether a program can run where there is nothing but itself.
