@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"ccload/internal/kernelbtf"
+
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
@@ -94,7 +96,7 @@ func (e *Extension) load(to *Info, policy string, how How) (*ExtensionObject, er
 		return nil, err
 	}
 	defer closeTargets(coll)
-	loaded, err := ebpf.NewCollectionWithOptions(coll, ebpf.CollectionOptions{Cache: kernelTypes()})
+	loaded, err := ebpf.NewCollectionWithOptions(coll, ebpf.CollectionOptions{Cache: kernelbtf.Types()})
 	if err != nil {
 		err = loadError(coll, err)
 		var ve *VerifierError

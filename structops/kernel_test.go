@@ -7,6 +7,8 @@ import (
 	"runtime"
 	"testing"
 
+	"ccload/internal/kernelbtf"
+
 	"github.com/cilium/ebpf/btf"
 )
 
@@ -19,7 +21,7 @@ func churn() {
 
 func checkLayout(t *testing.T, l *layout) {
 	t.Helper()
-	spec, err := kernelTypes().Kernel()
+	spec, err := kernelbtf.Types().Kernel()
 	if err != nil {
 		t.Fatal(err)
 	}

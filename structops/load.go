@@ -9,7 +9,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
+
+	"ccload/internal/kernelbtf"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -33,10 +34,6 @@ type opsMap struct {
 	value  []byte
 }
 
-// kernelTypes is shared by all loads, for the library takes tens of milliseconds
-// to index the kernel's BTF.
-var kernelTypes = sync.OnceValue(btf.NewCache)
-
 // Load loads the programs of the named maps, or of every one that is not
 // optional, and makes the maps. A name that was changed since Parse is checked
 // again. Parameters are final from then on.
@@ -46,7 +43,7 @@ var kernelTypes = sync.OnceValue(btf.NewCache)
 // kernel lacks a member or a function that is used, ErrKernelBTF that it has no
 // BTF.
 func (s *Spec) Load(mapNames ...string) (_ *Object, err error) {
-	go kernelTypes().Kernel() // the library will ask for it: tens of milliseconds
+	go kernelbtf.Types().Kernel() // the library will ask for it: tens of milliseconds
 	l, err := kernelLayout()
 	if err != nil {
 		return nil, err
@@ -86,7 +83,7 @@ func (s *Spec) Load(mapNames ...string) (_ *Object, err error) {
 	if len(obj.maps) == 0 {
 		return nil, fmt.Errorf("map: %w: the object has only optional ones: one must be named", ErrNotFound)
 	}
-	obj.coll, err = ebpf.NewCollectionWithOptions(coll, ebpf.CollectionOptions{Cache: kernelTypes()})
+	obj.coll, err = ebpf.NewCollectionWithOptions(coll, ebpf.CollectionOptions{Cache: kernelbtf.Types()})
 	if err != nil {
 		return nil, loadError(coll, err)
 	}
@@ -266,7 +263,7 @@ func missingFunctions(coll *ebpf.CollectionSpec, key string) string {
 	if p == nil {
 		return ""
 	}
-	kernel, err := kernelTypes().Kernel()
+	kernel, err := kernelbtf.Types().Kernel()
 	if err != nil {
 		return ""
 	}
@@ -284,13 +281,13 @@ func missingFunctions(coll *ebpf.CollectionSpec, key string) string {
 }
 
 func inModule(function string) bool {
-	modules, err := kernelTypes().Modules()
+	modules, err := kernelbtf.Types().Modules()
 	if err != nil {
 		return false
 	}
 	return slices.ContainsFunc(modules, func(name string) bool {
 		var fn *btf.Func
-		m, err := kernelTypes().Module(name)
+		m, err := kernelbtf.Types().Module(name)
 		return err == nil && m.TypeByName(function, &fn) == nil
 	})
 }

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 
+	"ccload/internal/kernelbtf"
+
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
@@ -73,7 +75,7 @@ const (
 // What the kernel refuses is in the reports. The error says that a map is not in
 // the object.
 func (s *Spec) Verify(mapNames ...string) ([]*Report, error) {
-	go kernelTypes().Kernel() // as in Load
+	go kernelbtf.Types().Kernel() // as in Load
 	var ops []*Ops
 	for _, name := range mapNames {
 		o, err := s.Select(name)
@@ -245,7 +247,7 @@ func (s *Spec) loadAlone(p *ebpf.ProgramSpec, opt ebpf.ProgramOptions) (*ebpf.Pr
 		}
 	}
 	coll.Programs[p.Name] = p
-	loaded, err := ebpf.NewCollectionWithOptions(coll, ebpf.CollectionOptions{Cache: kernelTypes(), Programs: opt})
+	loaded, err := ebpf.NewCollectionWithOptions(coll, ebpf.CollectionOptions{Cache: kernelbtf.Types(), Programs: opt})
 	if err != nil {
 		return nil, permission("", err, loading...)
 	}

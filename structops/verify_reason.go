@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 
+	"ccload/internal/kernelbtf"
+
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
@@ -156,7 +158,7 @@ func (s *Spec) programReason(err error, p *ebpf.ProgramSpec, o *Ops, member stri
 		r.Kind, r.What = FunctionForbidden, log.function
 	case log.structure != "":
 		r.Kind, r.What = FieldNotWritable, log.structure
-		if kernel, err := kernelTypes().Kernel(); err == nil {
+		if kernel, err := kernelbtf.Types().Kernel(); err == nil {
 			r.What = fieldAt(kernel, log.structure, log.offset)
 		}
 	case log.reason == "only read is supported":
@@ -294,7 +296,7 @@ func (o *Ops) signatures(member string) (ours, theirs *btf.FuncProto) {
 	if o.typ != nil {
 		ours = proto(o.typ)
 	}
-	kernel, err := kernelTypes().Kernel()
+	kernel, err := kernelbtf.Types().Kernel()
 	if err != nil {
 		return ours, nil
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"ccload/internal/kernelbtf"
 	"ccload/internal/kerneltest"
 
 	"github.com/cilium/ebpf"
@@ -150,7 +151,7 @@ func FuzzVerifierLog(f *testing.F) {
 
 func kernelSpec(t *testing.T) *btf.Spec {
 	t.Helper()
-	kernel, err := kernelTypes().Kernel()
+	kernel, err := kernelbtf.Types().Kernel()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -84,7 +84,7 @@ func costInGuest(name string, out io.Writer) error {
 
 // inGuest is a guest that a test has booted: ccload, and measuring.
 func inGuest() {
-	vm.Init(func(args []string, stdout, stderr io.Writer) int {
+	vm.Init(nil, func(args []string, stdout, stderr io.Writer) int {
 		if args[0] != costVerb {
 			return run(context.Background(), args, strings.NewReader(""), stdout, stderr)
 		}

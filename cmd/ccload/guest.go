@@ -19,6 +19,7 @@ import (
 	"ccload/harness"
 	"ccload/harness/trace"
 	"ccload/harness/vm"
+	"ccload/internal/kernelbtf"
 	"ccload/registry"
 	"ccload/structops"
 
@@ -62,6 +63,10 @@ func guest(k *vm.Kernel, e trace.Experiment, objects map[string][]byte, realtime
 	}
 	return g, nil
 }
+
+// prepare reads the guest's kernel's types: a fifth of a second, and each BPF program
+// that is loaded wants them.
+func prepare() { kernelbtf.Types().Kernel() }
 
 // guestRun is the verb that a guest is told: not for users.
 func (a *app) guestRun() *cobra.Command {

@@ -36,7 +36,7 @@ const (
 
 func main() {
 	if vm.Inside() {
-		vm.Init(func(args []string, stdout, stderr io.Writer) int {
+		vm.Init(prepare, func(args []string, stdout, stderr io.Writer) int {
 			return run(context.Background(), args, strings.NewReader(""), stdout, stderr)
 		})
 	}

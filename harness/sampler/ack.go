@@ -23,6 +23,7 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 
 	"ccload/harness/trace"
+	"ccload/internal/kernelbtf"
 	"ccload/internal/netns"
 )
 
@@ -85,7 +86,7 @@ func OpenAck(ns *netns.NS, first, last uint16, ring int) (_ *Ack, err error) {
 	if ring > 0 {
 		spec.Maps["events"].MaxEntries = uint32(ring)
 	}
-	if a.coll, err = ebpf.NewCollection(spec); err != nil {
+	if a.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: kernelbtf.Types()}); err != nil {
 		return nil, err
 	}
 	if a.reader, err = ringbuf.NewReader(a.coll.Maps["events"]); err != nil {

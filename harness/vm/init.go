@@ -28,16 +28,17 @@ func Inside() bool {
 
 // Init makes the guest ready (file systems, modules), runs main with the
 // arguments that the host gave, tells the host its exit status and switches the
-// guest off. It does not return.
-func Init(main func(args []string, stdout, stderr io.Writer) int) {
-	if err := initialise(main); err != nil {
+// guest off. It does not return. prepare, where it is not nil, comes before main and
+// may do what takes long and is the same for all experiments: most begin after it.
+func Init(prepare func(), main func(args []string, stdout, stderr io.Writer) int) {
+	if err := initialise(prepare, main); err != nil {
 		fmt.Fprintln(os.Stderr, "init:", err) // to the console
 	}
 	unix.Sync()
 	unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 }
 
-func initialise(main func(args []string, stdout, stderr io.Writer) int) error {
+func initialise(prepare func(), main func(args []string, stdout, stderr io.Writer) int) error {
 	for _, m := range [][2]string{
 		{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}, {"tmpfs", "/tmp"}, {"tmpfs", "/run"},
 		{"bpf", "/sys/fs/bpf"}, {"tracefs", "/sys/kernel/tracing"}, {"cgroup2", "/sys/fs/cgroup"},
@@ -55,6 +56,9 @@ func initialise(main func(args []string, stdout, stderr io.Writer) int) error {
 		return err
 	}
 	defer port.Close()
+	if prepare != nil {
+		prepare()
+	}
 	if _, err := os.Stat(guestHold); err == nil {
 		if err := hold(); err != nil {
 			return fmt.Errorf("%s%w", cannotHold, err)

@@ -30,7 +30,7 @@ import (
 
 func TestMain(m *testing.M) {
 	if vm.Inside() {
-		vm.Init(inGuest)
+		vm.Init(nil, inGuest)
 	}
 	status := m.Run()
 	if built.path != "" {

@@ -56,7 +56,7 @@ const root = "/ccload"
 
 func TestMain(m *testing.M) {
 	if vm.Inside() {
-		vm.Init(inGuest)
+		vm.Init(nil, inGuest)
 	}
 	os.Exit(m.Run())
 }
