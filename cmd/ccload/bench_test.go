@@ -143,6 +143,7 @@ func BenchmarkGuest(b *testing.B) {
 		duration float64
 		args     []string
 	}{
+		{"first", 0.1, nil}, // which boots
 		{"shortest", 0.1, []string{"--rate", "20mbit", "--rtt", "40ms"}},
 		{"20mbit", 10, []string{"--rate", "20mbit", "--rtt", "40ms"}},
 		{"100mbit", 10, []string{"--rate", "100mbit", "--rtt", "20ms"}},
@@ -156,11 +157,12 @@ func BenchmarkGuest(b *testing.B) {
 				wall += run(b, append(c.args, "--cc", "cubic", "--duration", fmt.Sprintf("%gs", c.duration))...)
 			}
 			wall /= float64(b.N)
-			if shortest == 0 {
+			b.ReportMetric(wall, "wall-s")
+			if shortest > 0 {
+				b.ReportMetric((wall-shortest)/(c.duration-0.1), "wall-s/virtual-s")
+			} else if c.name == "shortest" {
 				shortest = wall
 			}
-			b.ReportMetric(wall, "wall-s")
-			b.ReportMetric((wall-shortest)/c.duration, "wall-s/virtual-s")
 		})
 	}
 	b.Run("two", func(b *testing.B) {

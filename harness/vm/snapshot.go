@@ -3,13 +3,13 @@
 package vm
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -167,8 +167,8 @@ func (m *machine) holds(disk *os.File) (job *os.File, mon *monitor, err error) {
 	m.options = append(m.options, holdDevices(m.pass(job))...)
 	m.options = append(m.options,
 		"-drive", fmt.Sprintf("file=/dev/fd/%d,format=qcow2,if=none,id=held", m.pass(disk)),
-		"-chardev", fmt.Sprintf("socket,id=mon,fd=%d", m.pass(there)), "-mon", "chardev=mon,mode=control")
-	return job, &monitor{conn: conn, in: json.NewDecoder(conn)}, nil
+		"-chardev", fmt.Sprintf("socket,id=mon,fd=%d", m.pass(there)), "-mon", "chardev=mon,mode=readline")
+	return job, &monitor{conn: conn}, nil
 }
 
 // hold boots the guest until it holds and takes down its state.
@@ -202,17 +202,18 @@ func (g *Guest) hold(ctx context.Context, console io.Writer) (_ *image, err erro
 	held := false
 	m.begin = func() error {
 		defer mon.conn.Close()
-		for _, step := range []func() error{
-			mon.greet,
-			func() error { return mon.wait("GUEST_PANICKED") },
-			func() error { return mon.human("savevm " + snapshotTag) },
-			func() error { held = true; return mon.do("quit", nil, nil) },
-		} {
-			if err := step(); err != nil {
+		for status := ""; !strings.Contains(status, "guest-panicked"); {
+			var err error
+			time.Sleep(glance)
+			if status, err = mon.ask("info status"); err != nil {
 				return err
 			}
 		}
-		return nil
+		if err := mon.do("savevm " + snapshotTag); err != nil {
+			return err
+		}
+		held = true
+		return mon.do("quit")
 	}
 	var log bytes.Buffer
 	_, err = g.runs(ctx, m, io.Discard, io.Discard, &log)
@@ -257,19 +258,14 @@ func (g *Guest) resume(ctx context.Context, stdout, stderr, console io.Writer) (
 	}
 	m.begin = func() error {
 		defer mon.conn.Close()
-		for _, step := range []func() error{
-			mon.greet,
-			func() error { return mon.human("loadvm " + snapshotTag) },
-			// The shared memory is part of the state, so not before.
-			func() error { _, err := shared.WriteAt(job.Bytes(), 0); return err },
-			func() error { return mon.human("drive_del held") }, // its memory
-			func() error { return mon.do("cont", nil, nil) },
-		} {
-			if err := step(); err != nil {
-				return err
-			}
+		if err := mon.do("loadvm " + snapshotTag); err != nil {
+			return err
 		}
-		return nil
+		// The shared memory is part of the state, so not before.
+		if _, err := shared.WriteAt(job.Bytes(), 0); err != nil {
+			return err
+		}
+		return mon.do("drive_del held", "cont") // the state's memory, too, goes
 	}
 	console.Write(i.log)
 	return g.runs(ctx, m, stdout, stderr, console)
@@ -389,86 +385,54 @@ func emptyDisk() []byte {
 	return b
 }
 
-// monitor speaks QEMU's machine protocol (QMP) from its greeting on.
+// monitor is QEMU's for humans: the one for machines has a thread of its own, which
+// each timer of the guest would wake.
 type monitor struct {
-	conn   net.Conn
-	in     *json.Decoder
-	events []string // until now
+	conn net.Conn
+	in   *bufio.Reader
 }
 
 // errGone says that QEMU has ended, which tells more.
 var errGone = errors.New("the monitor is gone")
 
-// message is what QEMU says: an answer or an event, or, with neither, its greeting.
-type message struct {
-	Event  string
-	Return json.RawMessage
-	Error  *struct{ Desc string }
+const prompt = "(qemu) "
+
+// answer reads until the prompt.
+func (m *monitor) answer() (string, error) {
+	var b []byte
+	for !bytes.HasSuffix(b, []byte(prompt)) {
+		c, err := m.in.ReadByte()
+		if err != nil {
+			return "", errGone
+		}
+		b = append(b, c)
+	}
+	_, answer, _ := strings.Cut(string(b), "\r\n") // behind the echo
+	return strings.TrimSpace(strings.TrimSuffix(answer, prompt)), nil
 }
 
-func (m *monitor) next() (got message, err error) {
-	if err := m.in.Decode(&got); err != nil {
-		return got, errGone
-	}
-	if got.Event != "" {
-		m.events = append(m.events, got.Event)
-	}
-	return got, nil
-}
-
-// greet makes the monitor take commands.
-func (m *monitor) greet() error {
-	if _, err := m.next(); err != nil {
-		return err
-	}
-	return m.do("qmp_capabilities", nil, nil)
-}
-
-// wait waits for an event.
-func (m *monitor) wait(event string) error {
-	for !slices.Contains(m.events, event) {
-		if _, err := m.next(); err != nil {
-			return err
+// ask has QEMU tell something.
+func (m *monitor) ask(command string) (string, error) {
+	if m.in == nil {
+		m.in = bufio.NewReader(m.conn)
+		if _, err := m.answer(); err != nil { // its greeting
+			return "", err
 		}
 	}
-	return nil
+	if _, err := fmt.Fprintln(m.conn, command); err != nil {
+		return "", errGone
+	}
+	return m.answer()
 }
 
-// do has QEMU do something and, where answer is not nil, reads what it says.
-func (m *monitor) do(command string, arguments map[string]string, answer any) error {
-	b, err := json.Marshal(struct {
-		Execute   string            `json:"execute"`
-		Arguments map[string]string `json:"arguments,omitempty"`
-	}{command, arguments})
-	if err != nil {
-		return err
-	}
-	if _, err := m.conn.Write(b); err != nil {
-		return errGone
-	}
-	for {
-		got, err := m.next()
-		switch {
-		case err != nil:
+// do has QEMU do something; what it tells then is a fault.
+func (m *monitor) do(commands ...string) error {
+	for _, c := range commands {
+		if fault, err := m.ask(c); err != nil {
 			return err
-		case got.Error != nil:
-			return fmt.Errorf("%w: %s: %s", errSnapshot, command, got.Error.Desc)
-		case got.Return != nil && answer != nil:
-			return json.Unmarshal(got.Return, answer)
-		case got.Return != nil:
-			return nil
+		} else if fault != "" {
+			return fmt.Errorf("%w: %s: %s", errSnapshot, c, fault)
 		}
-	}
-}
-
-// human has QEMU do what only its other language knows; what that answers is a fault.
-func (m *monitor) human(command string) error {
-	var fault string
-	if err := m.do("human-monitor-command", map[string]string{"command-line": command}, &fault); err != nil {
-		return err
-	}
-	if fault = strings.TrimSpace(fault); fault != "" {
-		return fmt.Errorf("%w: %s: %s", errSnapshot, command, fault)
 	}
 	return nil
 }
