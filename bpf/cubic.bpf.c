@@ -182,7 +182,8 @@ static __always_inline void cubic_update(struct bpf_cubic *ca, __u32 cwnd, __u32
 
 friendly:
 	if (tcp_friendliness) {
-		__u32 acks = reno_friendly_acks(cwnd);
+		/* With beta at least a half it takes no less than a window. */
+		__u32 acks = ca->ack_cnt > cwnd ? reno_friendly_acks(cwnd) : 0;
 
 		if (acks && ca->ack_cnt > acks) {
 			__u32 steps = (ca->ack_cnt - 1) / acks;
