@@ -52,6 +52,7 @@ const mostSnapshots = 6
 type image struct {
 	disk *os.File // in memory, and the caller's own
 	log  []byte
+	path string // of its file
 }
 
 // snapshot returns the state of a guest that has booted, from the cache or a boot.
@@ -218,13 +219,16 @@ func (g *Guest) hold(ctx context.Context, console io.Writer) (_ *image, err erro
 	var log bytes.Buffer
 	_, err = g.runs(ctx, m, io.Discard, io.Discard, &log)
 	i.log = log.Bytes()
+	_, crashed := errors.AsType[*CrashError](err)
 	switch {
 	case held:
 		return i, nil
-	case bytes.Contains(i.log, []byte(cannotHold)):
-		return nil, fmt.Errorf("%w: %w", errSnapshot, err)
+	case ctx.Err() != nil:
+	case crashed && !bytes.Contains(i.log, []byte(cannotHold)):
+		console.Write(i.log)
+	default:
+		err = fmt.Errorf("%w: %w", errSnapshot, err)
 	}
-	console.Write(i.log)
 	return nil, err
 }
 
@@ -256,6 +260,7 @@ func (g *Guest) resume(ctx context.Context, stdout, stderr, console io.Writer) (
 	if err != nil {
 		return 0, err
 	}
+	going := false
 	m.begin = func() error {
 		defer mon.conn.Close()
 		if err := mon.do("loadvm " + snapshotTag); err != nil {
@@ -265,10 +270,19 @@ func (g *Guest) resume(ctx context.Context, stdout, stderr, console io.Writer) (
 		if _, err := shared.WriteAt(job.Bytes(), 0); err != nil {
 			return err
 		}
-		return mon.do("drive_del held", "cont") // the state's memory, too, goes
+		if err := mon.do("drive_del held"); err != nil { // its memory
+			return err
+		}
+		going = true
+		return mon.do("cont")
 	}
 	console.Write(i.log)
-	return g.runs(ctx, m, stdout, stderr, console)
+	status, err = g.runs(ctx, m, stdout, stderr, console)
+	if err != nil && !going && ctx.Err() == nil {
+		os.Remove(i.path)
+		err = fmt.Errorf("%w: %w", errSnapshot, err)
+	}
+	return status, err
 }
 
 // A state's file: the lengths of the log and of the disk, their CRC-32C, and both.
@@ -290,7 +304,7 @@ func readImage(path string) (_ *image, err error) {
 	if st, err := f.Stat(); err != nil || uint64(st.Size()) != uint64(binary.Size(head))+head.Log+head.Disk {
 		return nil, errors.New("truncated")
 	}
-	i := &image{log: make([]byte, head.Log)}
+	i := &image{log: make([]byte, head.Log), path: path}
 	sum := crc32.New(castagnoli)
 	r := io.TeeReader(f, sum)
 	if _, err := io.ReadFull(r, i.log); err != nil {

@@ -254,37 +254,71 @@ func experiment(t *testing.T, loss float64, seed uint64) (*vm.Guest, trace.Exper
 	return g, e
 }
 
-// The same binary, kernel, experiment and seed give the same bytes, however busy
-// the host is; another seed gives others.
-func TestDeterminism(t *testing.T) {
-	type sums struct{ samples, link [32]byte }
-	measure := func(t *testing.T, seed uint64) (s sums) {
-		g, e := experiment(t, 0.005, seed)
-		dir := filepath.Join(t.TempDir(), "result")
-		r, err := g.Experiment(t.Context(), e, harness.Options{Dir: dir}, os.Stderr)
+// sums are of what a run leaves behind.
+type sums struct{ samples, link [32]byte }
+
+func measure(t *testing.T, seed uint64) (s sums) {
+	t.Helper()
+	g, e := experiment(t, 0.005, seed)
+	dir := filepath.Join(t.TempDir(), "result")
+	r, err := g.Experiment(t.Context(), e, harness.Options{Dir: dir}, os.Stderr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !r.VirtualTime || r.Kernel != g.Kernel.Release || r.Dir != dir || r.Sampling.Ack < 300 || r.Bottleneck.Losses == 0 {
+		t.Errorf("%+v", r)
+	}
+	if _, err := trace.Open(dir); err != nil {
+		t.Error(err)
+	}
+	for _, f := range []struct {
+		name string
+		sum  *[32]byte
+	}{{"samples.parquet", &s.samples}, {"link.parquet", &s.link}} {
+		b, err := os.ReadFile(filepath.Join(dir, f.name))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !r.VirtualTime || r.Kernel != g.Kernel.Release || r.Dir != dir || r.Sampling.Ack < 300 || r.Bottleneck.Losses == 0 {
-			t.Errorf("%+v", r)
-		}
-		if _, err := trace.Open(dir); err != nil {
-			t.Error(err)
-		}
-		for _, f := range []struct {
-			name string
-			sum  *[32]byte
-		}{{"samples.parquet", &s.samples}, {"link.parquet", &s.link}} {
-			b, err := os.ReadFile(filepath.Join(dir, f.name))
-			if err != nil {
-				t.Fatal(err)
-			}
-			*f.sum = sha256.Sum256(b)
-		}
-		return s
+		*f.sum = sha256.Sum256(b)
 	}
+	return s
+}
+
+// newCache gives the test a cache of its own, in which there are only the kernels.
+func newCache(t *testing.T) (dir string) {
+	t.Helper()
+	program(t) // is built with the old one
+	kernels := vm.CacheDir()
+	top := t.TempDir()
+	dir = filepath.Join(top, "ccload")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(kernels, filepath.Join(dir, "kernels")); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("XDG_CACHE_HOME", top)
+	return dir
+}
+
+// The same binary, kernel, experiment and seed give the same bytes, however busy
+// the host is, also while it boots; another seed gives others.
+func TestDeterminism(t *testing.T) {
 	quiet := measure(t, 1)
-	// Several guests at once are more than the host has processors for.
+	newCache(t)
+	stop := make(chan struct{})
+	for range 4 {
+		go func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		}()
+	}
+	// Several guests at once are more than the host has processors for, too.
 	const guests = 5
 	busy := make([]sums, guests)
 	t.Run("busy", func(t *testing.T) {
@@ -295,6 +329,7 @@ func TestDeterminism(t *testing.T) {
 			})
 		}
 	})
+	close(stop)
 	for _, b := range busy[:guests-1] {
 		if b != quiet {
 			t.Errorf("the same seed gave other bytes on a busy host: %x, before %x", b, quiet)
@@ -302,6 +337,60 @@ func TestDeterminism(t *testing.T) {
 	}
 	if other := busy[guests-1]; other.samples == quiet.samples || other.link == quiet.link {
 		t.Error("another seed gave the same bytes")
+	}
+}
+
+// A damaged state of a guest is made anew, and where QEMU cannot take one the guest
+// boots.
+func TestState(t *testing.T) {
+	cache := newCache(t)
+	before := measure(t, 1)
+	states := func() []string {
+		files, err := filepath.Glob(filepath.Join(cache, "guests/[^.]*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return files
+	}
+	files := states()
+	if len(files) != 1 {
+		t.Fatalf("the cache has %q", files)
+	}
+	whole, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	damaged := bytes.Clone(whole)
+	damaged[len(damaged)/2]++
+	for what, b := range map[string][]byte{"damaged": damaged, "truncated": whole[:len(whole)/2], "empty": nil} {
+		if err := os.WriteFile(files[0], b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if after := measure(t, 1); after != before {
+			t.Errorf("%s: it gave %x, before %x", what, after, before)
+		}
+		if b, err := os.ReadFile(files[0]); err != nil || len(b) != len(whole) {
+			t.Errorf("%s: the cache has %d bytes, before %d, %v", what, len(b), len(whole), err)
+		}
+	}
+
+	real, err := exec.LookPath("qemu-system-x86_64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := t.TempDir()
+	script := fmt.Sprintf("#!/bin/sh\ncase \"$*\" in *pvpanic*) echo no such device >&2; exit 1;; esac\nexec %s \"$@\"\n", real)
+	if err := os.WriteFile(filepath.Join(bin, "qemu-system-x86_64"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	g, e := experiment(t, 0, 1)
+	r, err := g.Experiment(t.Context(), e, harness.Options{Dir: filepath.Join(t.TempDir(), "result")}, io.Discard)
+	if err != nil || r.Incomplete || r.Kernel != g.Kernel.Release || r.Sampling.Ack < 300 {
+		t.Errorf("without a state: %+v, %v", r, err)
+	}
+	if now := states(); len(now) != 1 {
+		t.Errorf("without a state the cache has %q", now)
 	}
 }
 
