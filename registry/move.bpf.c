@@ -20,6 +20,7 @@ struct name {
 
 const volatile struct name to = {};
 const volatile bool needs_ecn = false; /* it has TCP_CONG_NEEDS_ECN */
+const volatile bool replacing = false; /* the name has other code than before */
 
 __u64 remembered; /* sockets that remember what they had */
 
@@ -32,7 +33,7 @@ enum {
 	NO_ECN,    /* its connection did not agree on ECN */
 	FELL_BACK, /* the algorithm's init handed it on to another */
 	LEFT,      /* not restored: somebody has moved it again */
-	NEVER,     /* not restored: it was not moved */
+	NEVER,     /* not restored: it was not moved; or not meant */
 };
 
 struct outcome {
@@ -64,6 +65,7 @@ struct {
 /* What follows three underscores does not count when the kernel's type is looked for. */
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 struct inet_connection_sock___move {
+	__u8 icsk_ca_setsockopt : 1; /* it was chosen, not there by default */
 	const void *icsk_ca_ops;
 };
 #pragma clang attribute pop
@@ -114,6 +116,13 @@ int move(__u64 *ctx)
 		return 0;
 	struct name name = { { to.word[0], to.word[1] } }, now = {};
 	__u8 state = ((struct sock_common *)skc)->skc_state;
+	struct inet_connection_sock___move *icsk = (void *)&tp->inet_conn;
+
+	/* What a listener accepts has the default, unless the listener has chosen. */
+	if (replacing && state == TCP_LISTEN && !read_bits(icsk, icsk_ca_setsockopt)) {
+		o->state = NEVER;
+		return 0;
+	}
 
 	if (needs_ecn && state != TCP_LISTEN && state != TCP_CLOSE && !(tp->ecn_flags & TCP_ECN_OK)) {
 		o->state = NO_ECN;

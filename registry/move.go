@@ -57,7 +57,7 @@ func MoveSockets(ns *netns.NS, f *Filter, to string) (*Moved, error) {
 	var m *Moved
 	err := need("/", moving...)
 	if err == nil {
-		err = locked(func() (err error) { m, err = moveSockets(ns, f, to); return err })
+		err = locked(func() (err error) { m, err = moveSockets(ns, f, unnamed, to, false); return err })
 	}
 	if err != nil {
 		return nil, fmt.Errorf("move sockets to %q: %w", to, err)
@@ -81,19 +81,22 @@ func RestoreSockets(ns *netns.NS, f *Filter) (*Moved, error) {
 	return m, nil
 }
 
-// moveSockets is MoveSockets for who has the lock.
-func moveSockets(ns *netns.NS, f *Filter, to string) (*Moved, error) {
+// moveSockets is MoveSockets for who has the lock. Where the filter does not say of
+// which states sockets are, without does. replacing says that to has other code than
+// before; then of those that listen only those are meant that have chosen it: what the
+// others accept has it already.
+func moveSockets(ns *netns.NS, f *Filter, without stateSet, to string, replacing bool) (*Moved, error) {
 	ecn, err := needsECN(to)
 	if err != nil {
 		return nil, err
 	}
-	cookies, err := choose(ns, f, unnamed)
+	cookies, err := choose(ns, f, without)
 	if err != nil || len(cookies) == 0 {
 		return &Moved{}, err
 	}
 	var name [16]byte
 	copy(name[:maxName], to)
-	return iterate(ns, cookies, "move", map[string]any{"to": name, "needs_ecn": ecn})
+	return iterate(ns, cookies, "move", map[string]any{"to": name, "needs_ecn": ecn, "replacing": replacing})
 }
 
 // restoreSockets is RestoreSockets for who has the lock.

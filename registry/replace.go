@@ -17,7 +17,7 @@ import (
 // ReplaceOptions of Replace.
 type ReplaceOptions struct {
 	Map     string // which tcp_congestion_ops of the object; "": the only one
-	Migrate bool   // give open sockets the new code, too
+	Migrate bool   // give open connections the new code, too
 }
 
 // Replacement says what Replace did.
@@ -27,15 +27,16 @@ type Replacement struct {
 	MapID      uint32   `json:"map_id"`
 	LinkID     uint32   `json:"link_id,omitempty"`    // absent: without a BPF link
 	Namespaces []string `json:"namespaces,omitempty"` // with it as their default: their new sockets get the new code
-	Migrated   *Moved   `json:"migrated,omitempty"`   // with Migrate: the open sockets of all visible namespaces
+	Migrated   *Moved   `json:"migrated,omitempty"`   // with Migrate: the sockets of all visible namespaces, also those that listen and have chosen the name
 	Warnings   []string `json:"warnings,omitempty"`
 }
 
 // Replace puts the object's congestion control in the place of the one that is
 // registered under a name, whoever did that. There is no moment without: sockets
 // get the old code or the new. What extends the old one extends the new one, and
-// it stays an allowed one. Open sockets go on with the old code, unless Migrate
-// moves them. If anything fails the old one serves on.
+// it stays an allowed one. Open connections go on with the old code, unless Migrate
+// moves them; sockets that listen, and have chosen the name, are moved in any case, so
+// that what they accept gets the new. If anything fails the old one serves on.
 //
 // Without a BPF link (before Linux 6.4, or if it was registered without) the
 // kernel cannot replace: the new code then is registered under a shadow name
@@ -93,8 +94,12 @@ func Replace(name string, spec *structops.Spec, o ReplaceOptions) (*Replacement,
 		}
 		r.Namespaces = append(r.Namespaces, n.label())
 	}
+	without := listenState
 	if o.Migrate {
-		r.migrate()
+		without |= unnamed
+	}
+	if m := r.migrate(without); o.Migrate {
+		r.Migrated = m
 	}
 	return r, nil
 }
@@ -126,26 +131,31 @@ func (r *Replacement) update(from *structops.Info, spec *structops.Spec, ops *st
 	return nil
 }
 
-// migrate gives the open sockets of all visible namespaces the code that the name
-// stands for now.
-func (r *Replacement) migrate() {
+// migrate gives the sockets of all visible namespaces that are in some states the code
+// that the name stands for now.
+func (r *Replacement) migrate(states stateSet) *Moved {
+	total := &Moved{}
+	// Most often nothing runs the old code. Without links it may not be seen when something does.
+	if old, err := structops.Inspect(r.Before); err == nil && old.Refs == 0 || errors.Is(err, structops.ErrNotFound) && r.LinkID != 0 {
+		return total
+	}
 	f := &Filter{root: either{cong(r.Name), cong(shadowOf(r.Name))}}
-	r.Migrated = &Moved{}
 	visible, err := netns.List("/")
 	if err != nil {
 		r.Warnings = append(r.Warnings, "sockets are not moved: "+err.Error())
-		return
+		return total
 	}
 	self := ownInode()
 	for _, v := range visible {
 		n := namespace{v, v.Inode == self}
 		var m *Moved
-		if err := n.do(func() (err error) { m, err = moveSockets(nil, f, r.Name); return err }); err != nil {
+		if err := n.do(func() (err error) { m, err = moveSockets(nil, f, states, r.Name, true); return err }); err != nil {
 			r.Warnings = append(r.Warnings, fmt.Sprintf("sockets in network namespace %q are not moved: %v", n.label(), err))
 			continue
 		}
-		r.Migrated.add(m)
+		total.add(m)
 	}
+	return total
 }
 
 // A replacement without a link passes through a shadow name, which a pin

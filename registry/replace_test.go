@@ -53,17 +53,41 @@ func starting(t *testing.T, threshold int) *structops.Spec {
 // opened is a connection inside a namespace that runs its default at both ends.
 func opened(t *testing.T, ns *netns.NS) *wire {
 	t.Helper()
-	p := &wire{}
+	l := listening(t, ns, "")
+	p := accepted(t, ns, l)
+	p.l = l
+	return p
+}
+
+// listening is a listener that has chosen a congestion control, or none.
+func listening(t *testing.T, ns *netns.NS, name string) (l *net.TCPListener) {
+	t.Helper()
 	err := ns.Do(func() error {
-		l, err := net.Listen("tcp4", "127.0.0.1:0")
+		any, err := net.Listen("tcp4", "127.0.0.1:0")
 		if err != nil {
 			return err
 		}
-		p.l = l.(*net.TCPListener)
+		if l = any.(*net.TCPListener); name != "" {
+			return SetSocket(l, name)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+// accepted is a connection inside a namespace to a listener there.
+func accepted(t *testing.T, ns *netns.NS, l *net.TCPListener) *wire {
+	t.Helper()
+	p := &wire{}
+	err := ns.Do(func() (err error) {
 		if p.c, err = net.DialTCP("tcp4", nil, l.Addr().(*net.TCPAddr)); err != nil {
 			return err
 		}
-		p.s, err = p.l.AcceptTCP()
+		p.s, err = l.AcceptTCP()
 		return err
 	})
 	if err != nil {
@@ -120,6 +144,16 @@ func TestReplace(t *testing.T) {
 			spec.Ops[0].Link = link
 			was, ns := serving(t, name, spec, Options{Allow: true})
 			link = was.LinkID != 0
+			listener := listening(t, ns, name)
+			accepts := func(threshold uint32) {
+				t.Helper()
+				p := accepted(t, ns, listener)
+				defer p.close()
+				if _, got := window(t, ns, p.s); got != threshold {
+					t.Errorf("a listener that has chosen the name accepts one with the threshold %d, want %d", got, threshold)
+				}
+			}
+			accepts(100)
 			wires := []*wire{begins(t, ns, 100)}
 			cwnd, _ := window(t, ns, wires[0].c)
 
@@ -148,12 +182,14 @@ func TestReplace(t *testing.T) {
 				t.Errorf("migrated unasked: %+v", r.Migrated)
 			}
 			wires = append(wires, begins(t, ns, 200))
+			accepts(200)
 			if old, err := structops.Inspect(r.Before); link && (err != nil || old.State != structops.StateToBeFree || old.Refs < 2) {
 				t.Errorf("the code of the open connection: %+v, %v", old, err)
 			}
 
 			r = replace(unchanged, true)
-			if m := r.Migrated; m == nil || m.Matched != 4 || m.Moved != 4 || m.Kept+m.Gone+m.Failed+m.Window != 0 {
+			// Both ends of two connections, and the listener that has chosen.
+			if m := r.Migrated; m == nil || m.Matched != 5 || m.Moved != 5 || m.Kept+m.Gone+m.Failed+m.Window != 0 {
 				t.Errorf("migrated: %+v", r.Migrated)
 			}
 			for i, p := range wires {
@@ -163,10 +199,11 @@ func TestReplace(t *testing.T) {
 					}
 				}
 			}
-			if m := replace(unchanged, true).Migrated; m.Matched != 4 || m.Moved != 4 {
+			if m := replace(unchanged, true).Migrated; m.Matched != 5 || m.Moved != 5 {
 				t.Errorf("migrated again: %+v", m)
 			}
 			begins(t, ns, unlimited)
+			accepts(unlimited)
 		})
 	}
 }

@@ -243,7 +243,7 @@ func (g *Guest) resume(ctx context.Context, stdout, stderr, console io.Writer) (
 		return 0, fmt.Errorf("guest: %w", err)
 	}
 	if job.Len() > jobSize {
-		return 0, fmt.Errorf("guest: its experiment takes %d bytes: at most %d", job.Len(), jobSize)
+		return 0, errSnapshot
 	}
 	i, err := g.snapshot(ctx, console)
 	if err != nil {
@@ -263,6 +263,7 @@ func (g *Guest) resume(ctx context.Context, stdout, stderr, console io.Writer) (
 	going := false
 	m.begin = func() error {
 		defer mon.conn.Close()
+		i.disk.Close() // QEMU has it
 		if err := mon.do("loadvm " + snapshotTag); err != nil {
 			return err
 		}
@@ -301,7 +302,11 @@ func readImage(path string) (_ *image, err error) {
 	if err := binary.Read(f, le, &head); err != nil {
 		return nil, err
 	}
-	if st, err := f.Stat(); err != nil || uint64(st.Size()) != uint64(binary.Size(head))+head.Log+head.Disk {
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if n := uint64(st.Size()); head.Log > n || head.Disk > n || n != uint64(binary.Size(head))+head.Log+head.Disk {
 		return nil, errors.New("truncated")
 	}
 	i := &image{log: make([]byte, head.Log), path: path}
