@@ -57,10 +57,11 @@ runs:
     pairs: [[bpf_cubic, cubic], [bpf_reno, reno]]
     link: {rate: 20mbit, rtt: 20ms, buffer: 1bdp}
     duration: 8s
-  - name: marks
+  - name: marks # from when the first reductions are over: how low they go hangs on a microsecond
     cc: [bpf_dctcp, dctcp]
-    link: {rate: 50mbit, rtt: 10ms, buffer: 4bdp, ecn: 8p}
-    duration: 4s
+    link: {rate: 50mbit, rtt: 10ms, buffer: 4bdp, ecn: 8p, burst: 1p}
+    duration: 6s
+    from: 1.5s
     checks:
       - {measure: drops, is: 0}
       - {measure: marks, least: 100}
