@@ -94,12 +94,10 @@ func Replace(name string, spec *structops.Spec, o ReplaceOptions) (*Replacement,
 		}
 		r.Namespaces = append(r.Namespaces, n.label())
 	}
-	without := listenState
 	if o.Migrate {
-		without |= unnamed
-	}
-	if m := r.migrate(without); o.Migrate {
-		r.Migrated = m
+		r.Migrated = r.migrate(listenState | unnamed)
+	} else if r.inUse() {
+		r.migrate(listenState)
 	}
 	return r, nil
 }
@@ -131,14 +129,17 @@ func (r *Replacement) update(from *structops.Info, spec *structops.Spec, ops *st
 	return nil
 }
 
+// inUse tells whether a socket runs the code that was replaced; without a link it cannot
+// always be seen. Connections may run code from before that, but no listener does.
+func (r *Replacement) inUse() bool {
+	old, err := structops.Inspect(r.Before)
+	return !(err == nil && old.Refs == 0 || errors.Is(err, structops.ErrNotFound) && r.LinkID != 0)
+}
+
 // migrate gives the sockets of all visible namespaces that are in some states the code
 // that the name stands for now.
 func (r *Replacement) migrate(states stateSet) *Moved {
 	total := &Moved{}
-	// Most often nothing runs the old code. Without links it may not be seen when something does.
-	if old, err := structops.Inspect(r.Before); err == nil && old.Refs == 0 || errors.Is(err, structops.ErrNotFound) && r.LinkID != 0 {
-		return total
-	}
 	f := &Filter{root: either{cong(r.Name), cong(shadowOf(r.Name))}}
 	visible, err := netns.List("/")
 	if err != nil {
