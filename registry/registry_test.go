@@ -124,7 +124,7 @@ func TestUnregisterDefault(t *testing.T) {
 	const name = "ccr_default"
 	register(t, Options{Name: name, Allow: true})
 	ns := newNS(t)
-	named(t, ns, "ccr_default")
+	kerneltest.Name(t, ns, "ccr_default")
 
 	before, err := Default(ns)
 	if err != nil {

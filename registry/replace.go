@@ -70,6 +70,11 @@ func Replace(name string, spec *structops.Spec, o ReplaceOptions) (*Replacement,
 	r := &Replacement{Name: name, Before: e.MapID, LinkID: e.LinkID, Warnings: slices.Clone(spec.Warnings)}
 	seen, warnings := survey("")
 	r.Warnings = append(r.Warnings, warnings...)
+	forget, err := pinReplaced(e.info)
+	if err != nil {
+		return fail(err)
+	}
+	defer forget()
 	if e.LinkID != 0 {
 		ops.Link = true
 		err = r.update(e.info, spec, ops)
@@ -79,27 +84,31 @@ func Replace(name string, spec *structops.Spec, o ReplaceOptions) (*Replacement,
 	if err != nil {
 		return fail(err)
 	}
-	for _, n := range seen.defaults[name] {
-		if e.LinkID != 0 {
-			err = n.do(func() error {
-				if err := checkDefault("/", name); err != nil {
-					return err
-				}
-				return setDefault("/", name)
-			})
-		}
+	r.reselect(seen.defaults[name])
+	if o.Migrate {
+		r.Migrated = r.migrate(listenState | unnamed)
+	} else {
+		r.migrateListeners()
+	}
+	return r, nil
+}
+
+// reselect gives the new sockets of network namespaces whose default is the name the
+// code that it stands for now.
+func (r *Replacement) reselect(in []namespace) {
+	for _, n := range in {
+		err := n.do(func() error {
+			if err := checkDefault("/", r.Name); err != nil {
+				return err
+			}
+			return setDefault("/", r.Name)
+		})
 		if err != nil {
 			r.Warnings = append(r.Warnings, fmt.Sprintf("network namespace %q gives new sockets the old code: %v", n.label(), err))
 			continue
 		}
 		r.Namespaces = append(r.Namespaces, n.label())
 	}
-	if o.Migrate {
-		r.Migrated = r.migrate(listenState | unnamed)
-	} else if r.inUse() {
-		r.migrate(listenState)
-	}
-	return r, nil
 }
 
 // update replaces what has a link.
@@ -129,11 +138,12 @@ func (r *Replacement) update(from *structops.Info, spec *structops.Spec, ops *st
 	return nil
 }
 
-// inUse tells whether a socket runs the code that was replaced; without a link it cannot
-// always be seen. Connections may run code from before that, but no listener does.
-func (r *Replacement) inUse() bool {
-	old, err := structops.Inspect(r.Before)
-	return !(err == nil && old.Refs == 0 || errors.Is(err, structops.ErrNotFound) && r.LinkID != 0)
+// migrateListeners migrates those that listen, if anything runs the code that was
+// replaced. Connections may run code from before that, too, but no listener does.
+func (r *Replacement) migrateListeners() {
+	if old, err := structops.Inspect(r.Before); err != nil || old.Refs > 0 {
+		r.migrate(listenState)
+	}
 }
 
 // migrate gives the sockets of all visible namespaces that are in some states the code
@@ -157,6 +167,36 @@ func (r *Replacement) migrate(states stateSet) *Moved {
 		total.add(m)
 	}
 	return total
+}
+
+// Until all are handed over from the code that was replaced, a pin holds and remembers
+// it, should the process be killed:
+//
+//	/sys/fs/bpf/ccload-replaced/NAME
+const replacedDir = bpffs + "/ccload-replaced"
+
+// pinReplaced pins the code that is to be replaced.
+func pinReplaced(from *structops.Info) (forget func(), err error) {
+	code := *from
+	code.LinkID = 0
+	m, err := structops.Open(&code)
+	if err != nil {
+		return nil, err
+	}
+	defer m.Close()
+	if err := ownDir(replacedDir); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(replacedDir, pinName(from.Name))
+	forget = func() {
+		os.Remove(path)
+		os.Remove(replacedDir)
+	}
+	if err := m.Pin(path); err != nil {
+		forget()
+		return nil, err
+	}
+	return forget, nil
 }
 
 // A replacement without a link passes through a shadow name, which a pin
@@ -214,7 +254,9 @@ func (r *Replacement) shadow(e *Entry, spec *structops.Spec, ops *structops.Ops,
 	}
 	r.Warnings = append(r.Warnings, fmt.Sprintf(
 		"there is no BPF link to replace it by: for a moment the name was not there, and sockets that were opened then run the new code as %s", ops.Name))
-	old = slices.DeleteFunc(old, func(p string) bool { return p == filepath.Join(pinDir, pinName(r.Name)) })
+	old = slices.DeleteFunc(old, func(p string) bool {
+		return p == filepath.Join(pinDir, pinName(r.Name)) || p == filepath.Join(replacedDir, pinName(r.Name))
+	})
 	return removePins(old)
 }
 
@@ -274,4 +316,16 @@ func sweepReplacements() {
 		}
 	}
 	os.Remove(replaceDir)
+	entries, _ = os.ReadDir(replacedDir)
+	for _, e := range entries {
+		path := filepath.Join(replacedDir, e.Name())
+		if old, err := structops.Inspect(pinnedMap(path)); err == nil && !old.Registered() {
+			seen, _ := survey("")
+			r := &Replacement{Name: old.Name, Before: old.MapID}
+			r.reselect(seen.defaults[r.Name])
+			r.migrateListeners()
+		}
+		os.Remove(path)
+	}
+	os.Remove(replacedDir)
 }

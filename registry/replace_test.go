@@ -12,27 +12,7 @@ import (
 	"ccload/internal/kerneltest"
 	"ccload/internal/netns"
 	"ccload/structops"
-
-	"golang.org/x/sys/unix"
 )
-
-// named gives a network namespace a name for the length of the test: only what a
-// process is in, or what has a name, can be seen.
-func named(t testing.TB, ns *netns.NS, name string) {
-	t.Helper()
-	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
-		t.Fatal(err)
-	}
-	path := "/run/netns/" + name
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.Remove(path) })
-	if err := unix.Mount(ns.Path(), path, "", unix.MS_BIND, ""); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unix.Unmount(path, 0) })
-}
 
 // The threshold of a new connection, and starting's argument, that leave it alone.
 const unlimited, unchanged = 0x7fffffff, 0
@@ -112,7 +92,7 @@ func serving(t *testing.T, name string, spec *structops.Spec, o Options) (*Regis
 		}
 	})
 	ns := island(t)
-	named(t, ns, name)
+	kerneltest.Name(t, ns, name)
 	if _, err := SetDefault(ns, name, false); err != nil {
 		t.Fatal(err)
 	}
@@ -205,6 +185,42 @@ func TestReplace(t *testing.T) {
 			begins(t, ns, unlimited)
 			accepts(unlimited)
 		})
+	}
+}
+
+// One that was killed when the kernel had replaced the code, and nothing else was
+// done, is finished by whoever changes something next.
+func TestReplaceKilled(t *testing.T) {
+	kerneltest.Privileged(t)
+	const name = "ccr_killed"
+	was, ns := serving(t, name, starting(t, 100), Options{Allow: true})
+	if was.LinkID == 0 {
+		t.Skip("this kernel has no links")
+	}
+	listener := listening(t, ns, name)
+	e, err := findBPF(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pinReplaced(e.info); err != nil {
+		t.Fatal(err)
+	}
+	spec := starting(t, 200)
+	spec.Ops[0].Name, spec.Ops[0].Flags = name, nonRestricted
+	if err := new(Replacement).update(e.info, spec, spec.Ops[0]); err != nil {
+		t.Fatal(err)
+	}
+	begins(t, ns, 100)
+	if err := locked(func() error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	begins(t, ns, 200)
+	p := accepted(t, ns, listener)
+	if _, got := window(t, ns, p.s); got != 200 {
+		t.Errorf("the listener accepts one with the threshold %d", got)
+	}
+	if _, err := os.Stat(replacedDir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s: %v", replacedDir, err)
 	}
 }
 

@@ -87,6 +87,31 @@ use:
 			t.Error("the name is gone")
 		}
 	}
+	// The default and a listener get new sockets the code that is registered.
+	listener := []string{"use", name, "--netns", ns.Path(), "--sockets", "state listening"}
+	replaced := func(t *testing.T) {
+		t.Helper()
+		stays(t)
+		var held []string
+		for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+			live, err := structops.Live()
+			if err != nil {
+				t.Fatal(err)
+			}
+			held = nil
+			for _, i := range live {
+				if i.Name == name && !i.Registered() && i.Refs > 0 {
+					held = append(held, fmt.Sprintf("map %d (%s, %d references)", i.MapID, i.State, i.Refs))
+				}
+			}
+			if held == nil || time.Now().After(deadline) {
+				break
+			}
+		}
+		if held != nil {
+			t.Errorf("code that was replaced is still in use: %q", held)
+		}
+	}
 	for _, c := range []struct {
 		name          string
 		before, after [][]string // before and after all the kills
@@ -101,10 +126,13 @@ use:
 		{name: "unregister", verb: []string{"unregister", name}, check: func(t *testing.T) { registered(t) },
 			before: [][]string{{"register", "bpf_reno", "--as", name}}, undo: [][]string{{"register", "bpf_reno", "--as", name}},
 			after: [][]string{{"unregister", name}}},
-		{name: "replace", verb: []string{"replace", name, "bpf_cubic", "--set", "c=0.%d", "--migrate"}, check: stays,
+		{name: "replace", verb: []string{"replace", name, "bpf_cubic", "--set", "c=0.%d"}, check: replaced,
+			before: [][]string{{"register", "bpf_cubic", "--as", name, "--allow"}, {"use", name, "--netns", ns.Path()}, listener},
+			after:  [][]string{{"use", "--restore"}, {"unregister", name}}},
+		{name: "replace and migrate", verb: []string{"replace", name, "bpf_cubic", "--set", "c=0.%d", "--migrate"}, check: stays,
 			before: [][]string{{"register", "bpf_cubic", "--as", name}}, after: [][]string{{"unregister", name}}},
-		{name: "replace without link", verb: []string{"replace", name, "bpf_cubic", "--set", "c=0.%d"}, check: stays,
-			before: [][]string{{"register", plain, "--as", name, "--allow"}, {"use", name, "--netns", ns.Path()}},
+		{name: "replace without link", verb: []string{"replace", name, "bpf_cubic", "--set", "c=0.%d"}, check: replaced,
+			before: [][]string{{"register", plain, "--as", name, "--allow"}, {"use", name, "--netns", ns.Path()}, listener},
 			after:  [][]string{{"use", "--restore"}, {"unregister", name}}},
 		{name: "set", verb: []string{"set", name, "beta=0.%d"}, check: stays,
 			before: [][]string{{"register", "bpf_cubic", "--as", name}}, after: [][]string{{"unregister", name}}},
@@ -194,6 +222,7 @@ func place(t *testing.T) (ns *netns.NS, group, plain string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { ns.Close() })
+	kerneltest.Name(t, ns, "cct_killed")
 	c, err := rtnetlink.Dial(&netlink.Config{NetNS: ns.FD()})
 	if err != nil {
 		t.Fatal(err)

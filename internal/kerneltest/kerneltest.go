@@ -107,6 +107,24 @@ func lock(t testing.TB) {
 	})
 }
 
+// Name gives a network namespace a name for the length of the test: only what a
+// process is in, or what has a name, can be seen.
+func Name(t testing.TB, ns *netns.NS, name string) {
+	t.Helper()
+	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	path := "/run/netns/" + name
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(path) })
+	if err := unix.Mount(ns.Path(), path, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(path, 0) })
+}
+
 // Snapshot is what the kernel holds, as a set of lines for people.
 type Snapshot map[string]bool
 
