@@ -84,12 +84,12 @@ type GroupChange struct {
 // group that is there already is replaced at once, and its counts end.
 //
 // The name is looked up for each connection: the code that is registered under it
-// then is what it gets. While nothing is, connections keep what they would have
-// without, and are counted as failed. The list of allowed names does not matter,
+// then is what it gets, unless the connection has one of that name already. While
+// nothing is, connections keep what they would have without, and are counted as failed. The list of allowed names does not matter,
 // and what a program chose for its socket before it connected is overruled.
 //
-// The pin keeps it; RestoreGroup and Restore end it. It needs CAP_NET_ADMIN and
-// CAP_BPF.
+// The pin keeps it; RestoreGroup and Restore end it. It needs CAP_NET_ADMIN, CAP_BPF
+// and CAP_PERFMON.
 func UseGroup(dir string, arms []Arm) (*GroupChange, error) {
 	fail := func(err error) (*GroupChange, error) { return nil, fmt.Errorf("control group %q: %w", dir, err) }
 	if len(arms) == 0 || len(arms) > maxArms {
@@ -104,7 +104,7 @@ func UseGroup(dir string, arms []Arm) (*GroupChange, error) {
 	if err != nil {
 		return fail(err)
 	}
-	if err := need("/", "CAP_NET_ADMIN", "CAP_BPF"); err != nil {
+	if err := need("/", "CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON"); err != nil {
 		return fail(err)
 	}
 	unlock, err := lock()
@@ -162,10 +162,9 @@ func replaceGroup(pin string, arms []Arm) error {
 type groupConfig struct {
 	Arms, Mixed uint32
 	Arm         [maxArms]struct {
-		Below  uint64
-		ECN    uint32
-		Name   [16]byte
-		Weight uint32
+		Below       uint64
+		Name        [16]byte
+		ECN, Weight uint32
 	}
 }
 
