@@ -83,7 +83,7 @@ type Socket struct {
 // the kernel's own list. What the caller may not see is left out and said in the
 // warnings; only that the names themselves cannot be read is an error.
 func List() (entries []*Entry, warnings []string, err error) {
-	entries, warnings, err = base()
+	entries, warnings, err = base(structops.Live)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -97,7 +97,7 @@ func List() (entries []*Entry, warnings []string, err error) {
 // Lookup describes one congestion control whole. A name that the kernel does
 // not know gives a *NotFoundError.
 func Lookup(name string) (*Details, []string, error) {
-	entries, warnings, err := base()
+	entries, warnings, err := base(structops.Live)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -117,9 +117,17 @@ func Lookup(name string) (*Details, []string, error) {
 	return d, append(warnings, more...), nil
 }
 
-// find is Lookup without what costs a look into every namespace.
+// find is Lookup without what costs a look into every namespace, and into every BPF
+// map where the name's pin leads to its own.
 func find(name string) (*Entry, error) {
-	entries, _, err := base()
+	entries, _, err := base(func() ([]*structops.Info, error) {
+		if id := pinnedMap(filepath.Join(pinDir, pinName(name))); id != 0 {
+			if i, err := structops.Inspect(id); err == nil && i.Name == name && i.Registered() {
+				return []*structops.Info{i}, nil
+			}
+		}
+		return structops.Live()
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -151,8 +159,8 @@ func pick(entries []*Entry, name string) (*Entry, error) {
 	return nil, &NotFoundError{name, Nearest(name, names)}
 }
 
-// base is List without the sockets.
-func base() (entries []*Entry, warnings []string, err error) {
+// base is List without the sockets. look finds what is in BPF.
+func base(look func() ([]*structops.Info, error)) (entries []*Entry, warnings []string, err error) {
 	entries, err = read("/")
 	if err != nil {
 		return nil, nil, err
@@ -164,7 +172,7 @@ func base() (entries []*Entry, warnings []string, err error) {
 			e.Allowed = slices.Contains(allowed, e.Name)
 		}
 	}
-	live, err := structops.Live()
+	live, err := look()
 	if err != nil {
 		if missing := need("/", "CAP_SYS_ADMIN"); missing != nil {
 			err = missing

@@ -5,6 +5,7 @@ package registry
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -18,6 +19,13 @@ import (
 
 	"golang.org/x/sys/unix"
 )
+
+func init() {
+	kerneltest.More = func() ([]string, error) {
+		live, err := structops.Live()
+		return []string{fmt.Sprintf("%d congestion controls in BPF", len(live))}, err
+	}
+}
 
 // reno is the smallest congestion control there is.
 func reno(t *testing.T) *structops.Spec {

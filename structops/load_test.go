@@ -22,6 +22,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+func init() {
+	kerneltest.More = func() ([]string, error) {
+		live, err := Live()
+		return []string{fmt.Sprintf("%d congestion controls in BPF", len(live))}, err
+	}
+}
+
 func registered(t testing.TB, name string) bool {
 	t.Helper()
 	b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_available_congestion_control")

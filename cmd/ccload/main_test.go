@@ -24,12 +24,20 @@ import (
 	"ccload/internal/kerneltest"
 	"ccload/internal/vmtest"
 	"ccload/registry"
+	"ccload/structops"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 )
+
+func init() {
+	kerneltest.More = func() ([]string, error) {
+		live, err := structops.Live()
+		return []string{fmt.Sprintf("%d congestion controls in BPF", len(live))}, err
+	}
+}
 
 var update = flag.Bool("update", false, "write the golden parts of testdata/*.txtar anew")
 

@@ -125,6 +125,11 @@ func Name(t testing.TB, ns *netns.NS, name string) {
 	t.Cleanup(func() { unix.Unmount(path, 0) })
 }
 
+// More gives further lines for the snapshots of a package's tests. A package that
+// structops does not import may count the congestion controls that are in the kernel:
+// one that only the connection of a closed socket keeps has no name there.
+var More func() ([]string, error)
+
 // Snapshot is what the kernel holds, as a set of lines for people.
 type Snapshot map[string]bool
 
@@ -192,6 +197,16 @@ func Take() (Snapshot, error) {
 	})
 	if err != nil {
 		return nil, fmt.Errorf("snapshot of the kernel: %w", err)
+	}
+
+	if More != nil {
+		lines, err := More()
+		if err != nil {
+			return nil, fmt.Errorf("snapshot of the kernel: %w", err)
+		}
+		for _, l := range lines {
+			add("%s", l)
+		}
 	}
 	return s, nil
 }
