@@ -21,9 +21,10 @@ import (
 // BenchmarkGroup is what a connection's start costs more when it has its congestion
 // control from a control group's selection, and not by default: one name or several by
 // weight that are the default anyway, and one that is not. Connections over loopback are
-// opened, accepted and closed, in blocks by turns. As with most, one end is the group's
-// and the other is not, by turns this and that; both run the same. The ratio is the
-// median of the pairs' ratios. "nothing" is a program that does nothing.
+// opened, accepted and closed, in blocks by turns; for "crr" a byte goes each way, as in
+// netperf's TCP_CRR. As with most, one end is the group's and the other is not, by turns
+// this and that; both run the same. The ratio is the median of the pairs' ratios.
+// "nothing" is a program that does nothing.
 func BenchmarkGroup(b *testing.B) {
 	kerneltest.Privileged(b)
 	elsewhere, group := groups(b)
@@ -41,7 +42,7 @@ func BenchmarkGroup(b *testing.B) {
 	defer nothing.Close()
 	const other = "reno" // everybody may choose it, everywhere
 	for what, arms := range map[string][]Arm{
-		"nothing": {{name, 1}}, "default": {{name, 1}}, "split": {{name, 1}, {name, 1}}, "other": {{other, 1}},
+		"nothing": {{name, 1}}, "default": {{name, 1}}, "split": {{name, 1}, {name, 1}}, "other": {{other, 1}}, "crr": {{other, 1}},
 	} {
 		b.Run(what, func(b *testing.B) {
 			prog, err := loadGroup(arms)
@@ -70,7 +71,7 @@ func BenchmarkGroup(b *testing.B) {
 				if err := ns.Do(func() error { return setDefault("/", def) }); err != nil {
 					b.Fatal(err)
 				}
-				return block(b, ns, listener, opener, group, arms[0].Name)
+				return block(b, ns, listener, opener, group, arms[0].Name, what == "crr")
 			}
 			var ratios []float64
 			var without time.Duration
@@ -114,11 +115,19 @@ func processor() (time.Duration, error) {
 	return time.Duration(ts.Nano()), err
 }
 
+// oneByte sends a byte from one socket to another.
+func oneByte(from, to int) error {
+	var b [1]byte
+	_, werr := unix.Write(from, b[:])
+	_, rerr := unix.Read(to, b[:])
+	return errors.Join(werr, rerr)
+}
+
 // block is the processor time that a block of connections takes: both ends of all
 // are worked on by the one thread that opens them. The listener is of one control
 // group, who opens them of another; the end that is not of the given one chooses for
 // itself.
-func block(b *testing.B, ns *netns.NS, listener, opener, group, cc string) (d time.Duration) {
+func block(b *testing.B, ns *netns.NS, listener, opener, group, cc string, crr bool) (d time.Duration) {
 	err := ns.Do(func() error {
 		move(b, listener)
 		l, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -160,6 +169,11 @@ func block(b *testing.B, ns *netns.NS, listener, opener, group, cc string) (d ti
 			s, _, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
 			if err != nil {
 				return err
+			}
+			if crr {
+				if err := errors.Join(oneByte(c, s), oneByte(s, c)); err != nil {
+					return err
+				}
 			}
 			unix.Close(c)
 			unix.Close(s)
