@@ -85,8 +85,9 @@ type GroupChange struct {
 //
 // The name is looked up for each connection: the code that is registered under it
 // then is what it gets, unless the connection has one of that name already. While
-// nothing is, connections keep what they would have without, and are counted as failed. The list of allowed names does not matter,
-// and what a program chose for its socket before it connected is overruled.
+// nothing is, connections keep what they would have without, and are counted as
+// failed. The list of allowed names does not matter, and what a program chose for its
+// socket before it connected is overruled.
 //
 // The pin keeps it; RestoreGroup and Restore end it. It needs CAP_NET_ADMIN, CAP_BPF
 // and CAP_PERFMON.

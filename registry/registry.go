@@ -8,9 +8,10 @@
 // It keeps no state of its own. What is registered lives in the kernel, held by
 // a pin on bpffs:
 //
-//	/sys/fs/bpf/ccload/NAME    the BPF link (before Linux 6.4: the map)
-//	/sys/fs/bpf/ccload-extend  what Extend put in the place of functions
-//	/sys/fs/bpf/ccload-use     control groups' selections, and what Restore puts back
+//	/sys/fs/bpf/ccload/NAME      the BPF link (before Linux 6.4: the map)
+//	/sys/fs/bpf/ccload-extend    what Extend put in the place of functions
+//	/sys/fs/bpf/ccload-use       control groups' selections, and what Restore puts back
+//	/sys/fs/bpf/ccload-replace*  a replacement under way
 //
 // so a registration outlives the process that made it and ends with Unregister,
 // with the removal of the pin, or with the machine. Sockets that run a
