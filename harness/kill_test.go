@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"ccload/harness/trace"
+	"ccload/internal/inetdiag"
 	"ccload/internal/kerneltest"
 	"ccload/internal/netns"
 )
@@ -35,8 +36,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// A process that is killed in the middle of a run leaves no device and no
-// namespace, and its results say that they are not whole.
+// A process that is killed in the middle of a run leaves no device, no namespace and no
+// connection, and its results say that they are not whole.
 func TestKill(t *testing.T) {
 	kerneltest.Privileged(t)
 	cmd, dir := child(t, "")
@@ -68,6 +69,9 @@ func TestKill(t *testing.T) {
 			}
 			time.Sleep(10 * time.Millisecond)
 		}
+		if open := sockets(t, ns); open > 0 {
+			t.Errorf("%s: %d sockets are left", path, open)
+		}
 		ino, err := ns.Inode()
 		if err != nil {
 			t.Fatal(err)
@@ -85,6 +89,23 @@ func TestKill(t *testing.T) {
 	if _, err := trace.Open(dir); err == nil || !strings.Contains(err.Error(), "the run did not end") {
 		t.Errorf("the results of a killed run: %v", err)
 	}
+}
+
+// sockets counts the TCP sockets of a namespace.
+func sockets(t *testing.T, ns *netns.NS) (n int) {
+	t.Helper()
+	err := ns.Do(func() error {
+		conn, err := inetdiag.Dial()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		return conn.Dump(0, false, func(*inetdiag.Socket) error { n++; return nil })
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // child starts a run in a process of its own and returns once it sends.

@@ -219,7 +219,6 @@ func (s *Sender) Close() error {
 	if s.file == nil {
 		return nil
 	}
-	unix.SetsockoptLinger(s.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	err := s.file.Close()
 	s.file = nil
 	return err
@@ -307,7 +306,9 @@ func (s *Sender) drain(over func() bool) error {
 	return nil
 }
 
-// socket makes a TCP socket in a namespace, bound and with its congestion control.
+// socket makes a TCP socket in a namespace, bound and with its congestion control. To
+// close it, or what it accepts, aborts, also when the process is killed: else the kernel
+// would try for minutes to finish, and keep the congestion control for so long.
 func socket(ns *netns.NS, at netip.AddrPort, cc string) (fd int, err error) {
 	err = ns.Do(func() (err error) {
 		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -323,6 +324,9 @@ func socket(ns *netns.NS, at netip.AddrPort, cc string) (fd int, err error) {
 	}()
 	if err := unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, cc); err != nil {
 		return -1, fmt.Errorf("congestion control %q: %w", cc, err)
+	}
+	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
+		return -1, fmt.Errorf("linger: %w", err)
 	}
 	if err := unix.Bind(fd, sockaddr(at)); err != nil {
 		return -1, fmt.Errorf("bind: %w", err)
