@@ -325,8 +325,7 @@ func (x *experiment) send(ctx context.Context) error {
 			case <-ctx.Done():
 				return
 			}
-			d := time.Until(begun.Add(seconds(f.Start + f.Duration)))
-			if x.results[i], errs[i] = x.senders[i].Send(ctx, x.to(i), flow.Load{Duration: d, Bytes: f.Bytes, Rate: f.Rate}); errs[i] != nil {
+			if x.results[i], errs[i] = x.senders[i].Send(ctx, x.to(i), flow.Load{Duration: seconds(f.Duration), Bytes: f.Bytes, Rate: f.Rate}); errs[i] != nil {
 				cancel(errs[i])
 			}
 		})
