@@ -48,6 +48,9 @@ func done(t *testing.T, args ...string) {
 func TestKilled(t *testing.T) {
 	kerneltest.Privileged(t)
 	kills := 20
+	if testing.Short() { // a guest is slow
+		kills = 4
+	}
 	ns, group, plain := place(t)
 	wanted := filepath.Join(t.TempDir(), "wanted.yaml")
 	write(t, wanted, fmt.Appendf(nil, `

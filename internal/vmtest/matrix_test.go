@@ -34,7 +34,7 @@ var suites = []struct{ pkg, run string }{
 	{"registry", "."},
 	{"registry/state", "."},
 	{"bpf", "."},
-	{"cmd/ccload", "^(TestDCTCP|TestCatalogue|TestExtend)"},
+	{"cmd/ccload", "^(TestDCTCP|TestCatalogue|TestExtend|TestKilled)"},
 	{"harness", "^(TestKindsAgree|TestAuto|TestKillNetem)$"},
 	{"harness/link", "Netem|Choose"},
 	{"harness/sampler", "."},
@@ -155,7 +155,7 @@ func files(t *testing.T, pkg string) map[string][]byte {
 // runSuite runs one suite on one kernel.
 func runSuite(t *testing.T, k *vm.Kernel, g vm.Guest, pkg, run string) {
 	g.Kernel, g.Optional, g.Limit = k, modules, guestLimit
-	g.Args = []string{path.Join(root, pkg), "-test.v=test2json", "-test.run=" + run, "-test.timeout=" + testLimit.String()}
+	g.Args = []string{path.Join(root, pkg), "-test.v=test2json", "-test.short", "-test.run=" + run, "-test.timeout=" + testLimit.String()}
 	var out, console bytes.Buffer
 	started := time.Now()
 	status, err := g.Run(t.Context(), &out, &out, &console)
