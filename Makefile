@@ -40,8 +40,8 @@ check-generated: generate
 demo: build
 	@[ "$$(id -u)" = 0 ] || { echo "make demo registers a congestion control: run it as root" >&2; exit 1; }
 	@rm -rf results/demo; set -e; \
-	trap 'build/ccload unregister bpf_cubic' EXIT; trap 'exit 130' INT TERM; \
 	build/ccload register bpf_cubic; \
+	trap 'build/ccload unregister bpf_cubic' EXIT; trap 'exit 130' INT TERM; \
 	build/ccload run --cc bpf_cubic,cubic --rate 20mbit --rtt 40ms --buffer 1bdp --duration 20s -o results/demo; \
 	build/ccload plot results/demo -o results/demo.png
 
@@ -73,8 +73,8 @@ bench: build
 	go test -run '^$$' -bench Group -benchtime 5x ./registry
 	go test -run '^$$' -bench Guest -benchtime 3x -timeout 30m ./cmd/ccload
 	go test -run '^$$' -bench . -benchtime 3x ./harness/link
-	@set -e; trap 'build/ccload unregister bpf_cubic' EXIT; trap 'exit 130' INT TERM; \
-	build/ccload register bpf_cubic; \
+	@set -e; build/ccload register bpf_cubic; \
+	trap 'build/ccload unregister bpf_cubic' EXIT; trap 'exit 130' INT TERM; \
 	CCLOAD_CC=bpf_cubic go test -run '^$$' -bench . -benchtime 3x ./harness
 
 clean:

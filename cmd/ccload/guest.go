@@ -162,6 +162,10 @@ func (f *runFlags) openKernels() (kernels []*vm.Kernel, err error) {
 		if err != nil {
 			return nil, err
 		}
+		// The release names the directory of what is measured there.
+		if i := slices.IndexFunc(kernels, func(o *vm.Kernel) bool { return o.Release == k.Release }); i >= 0 {
+			return nil, usagef("--vm: %q and %q are both %s: run them one by one", f.kernels[i], name, k.Release)
+		}
 		kernels = append(kernels, k)
 	}
 	return kernels, nil

@@ -129,7 +129,7 @@ func checkSuite(plan *suite.Plan, tasks []task) (runs []*trace.Run, failed int, 
 		}
 		r.Run.Checks = append(r.Run.Checks, o.Checks...)
 		r.Run.Theory = o.Theory
-		for _, c := range o.Checks {
+		for _, c := range r.Run.Checks {
 			if !c.OK {
 				failed++
 			}

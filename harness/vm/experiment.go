@@ -49,7 +49,7 @@ func (g *Guest) Experiment(ctx context.Context, e trace.Experiment, opt harness.
 	if r == nil {
 		r = &trace.Run{
 			Format: trace.Format, Kernel: g.Kernel.Release, Seed: e.Seed, Experiment: e, Incomplete: true,
-			Link: trace.LinkResult{Link: e.Link}, Checks: []trace.Check{}, Warnings: []string{},
+			Link: trace.LinkResult{Link: e.Link}, Flows: []trace.FlowResult{}, Checks: []trace.Check{}, Warnings: []string{},
 		}
 		if err != nil {
 			r.Warnings = append(r.Warnings, err.Error())
@@ -59,7 +59,7 @@ func (g *Guest) Experiment(ctx context.Context, e trace.Experiment, opt harness.
 		r.Warnings = append(r.Warnings, "KVM does not work here: the guest was emulated, and slow for its clock")
 	}
 	r.Dir, r.Started, r.VirtualTime = opt.Dir, started, !g.RealTime
-	r.Versions, r.Objects = opt.Versions, opt.Objects
+	r.Versions = opt.Versions
 	return r, errors.Join(err, w.Finish(r))
 }
 
