@@ -254,9 +254,9 @@ func BenchmarkRunGigabit(b *testing.B) {
 		if len(r.Warnings) > 0 {
 			b.Log(strings.Join(r.Warnings, "\n"))
 		}
-		used += r.Bottleneck.Utilisation / float64(b.N)
-		probed += r.Link.Measured.Rate / 1e9 / float64(b.N)
-		rtt += r.Link.Measured.RTT / float64(b.N)
+		used += *r.Bottleneck.Utilisation / float64(b.N)
+		probed += *r.Link.Measured.Rate / 1e9 / float64(b.N)
+		rtt += *r.Link.Measured.RTT / float64(b.N)
 		lost += float64(r.Sampling.Lost)
 	}
 	b.ReportMetric(0, "ns/op")

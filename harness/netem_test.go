@@ -46,16 +46,16 @@ func TestKindsAgree(t *testing.T) {
 		if b.QueueMax != 67 || b.Drops == 0 || b.Losses != 0 || len(res.Links) < 14000 {
 			t.Errorf("%s: %+v, %d rows", kind, b, len(res.Links))
 		}
-		between(t, kind+": queueing delay by the queue and by the RTT", f.SRTTp50-0.040-b.QueueMean*1500*8/20e6, -0.005, 0.005)
+		between(t, kind+": queueing delay by the queue and by the RTT", *f.SRTTp50-0.040-*b.QueueMean*1500*8/20e6, -0.005, 0.005)
 		// Were the header of Ethernet counted, it would be 0.93 % less.
-		between(t, kind+": rate of the probe", r.Link.Measured.Rate, 0.999*20e6, 1.001*20e6)
-		t.Logf("%s: mean window %.2f, throughput %.0f, mean queue %.2f, drops %d, rate %.0f", kind, f.CwndMean, f.Throughput, b.QueueMean, b.Drops, r.Link.Measured.Rate)
+		between(t, kind+": rate of the probe", *r.Link.Measured.Rate, 0.999*20e6, 1.001*20e6)
+		t.Logf("%s: mean window %.2f, throughput %.0f, mean queue %.2f, drops %d, rate %.0f", kind, *f.CwndMean, *f.Throughput, *b.QueueMean, b.Drops, *r.Link.Measured.Rate)
 		runs = append(runs, r)
 	}
 	for what, of := range map[string]func(*trace.Run) float64{
-		"mean window": func(r *trace.Run) float64 { return r.Flows[0].CwndMean },
-		"throughput":  func(r *trace.Run) float64 { return r.Flows[0].Throughput },
-		"mean queue":  func(r *trace.Run) float64 { return r.Bottleneck.QueueMean },
+		"mean window": func(r *trace.Run) float64 { return *r.Flows[0].CwndMean },
+		"throughput":  func(r *trace.Run) float64 { return *r.Flows[0].Throughput },
+		"mean queue":  func(r *trace.Run) float64 { return *r.Bottleneck.QueueMean },
 	} {
 		a, b := of(runs[0]), of(runs[1])
 		if math.Abs(a-b) > 0.03*a {

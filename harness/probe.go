@@ -35,7 +35,7 @@ const (
 // probe measures the empty link from its two ends, as any traffic meets it: the
 // median round-trip time of small packets, one at a time, and the rate at which
 // a train of full packets, sent faster than that, arrives. A link so slow that
-// a train would take seconds is not measured for its rate, which is 0 then.
+// a train would take seconds is not measured for its rate.
 func probe(ctx context.Context, sender, receiver *netns.NS, cfg trace.Link) (m trace.Measured, err error) {
 	fail := func(err error) (trace.Measured, error) { return m, fmt.Errorf("probe the link: %w", err) }
 	s, err := listenUDP(sender, link.SenderAddr)
@@ -51,7 +51,9 @@ func probe(ctx context.Context, sender, receiver *netns.NS, cfg trace.Link) (m t
 	defer context.AfterFunc(ctx, func() { s.Close(); r.Close() })()
 
 	to := &net.UDPAddr{IP: link.ReceiverAddr.AsSlice(), Port: probePort}
-	if m.RTT, err = probeRTT(sender, cfg); err == nil {
+	rtt, err := probeRTT(sender, cfg)
+	if err == nil {
+		m.RTT = &rtt
 		m.Rate, err = probeRate(s, r, to, cfg)
 	}
 	if ctx.Err() != nil {
@@ -159,12 +161,13 @@ func echo(fd, seq int) (float64, error) {
 	}
 }
 
-// probeRate is the rate at which the bottleneck lets packets out, in bit/s.
-func probeRate(s, r *net.UDPConn, to *net.UDPAddr, cfg trace.Link) (float64, error) {
+// probeRate is the rate at which the bottleneck lets packets out, in bit/s; nil if
+// it would take too long.
+func probeRate(s, r *net.UDPConn, to *net.UDPAddr, cfg trace.Link) (*float64, error) {
 	each := time.Duration(float64(cfg.MTU) * 8 / cfg.Rate * float64(time.Second))
 	train := max(probeTrain, probeMinTrain*each)
 	if train > probePatience {
-		return 0, nil
+		return nil, nil
 	}
 	r.SetReadDeadline(time.Time{})
 	sent := make(chan error, 1)
@@ -181,7 +184,7 @@ func probeRate(s, r *net.UDPConn, to *net.UDPAddr, cfg trace.Link) (float64, err
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				break
 			}
-			return 0, err
+			return nil, err
 		}
 		last = time.Now()
 		if n++; n == 1 {
@@ -194,12 +197,12 @@ func probeRate(s, r *net.UDPConn, to *net.UDPAddr, cfg trace.Link) (float64, err
 		}
 	}
 	if err := <-sent; err != nil {
-		return 0, err
+		return nil, err
 	}
 	if n < 2 {
-		return 0, errors.New("the train of packets did not arrive")
+		return nil, errors.New("the train of packets did not arrive")
 	}
-	return float64(n-1) * float64(cfg.MTU) * 8 / last.Sub(first).Seconds(), nil
+	return new(float64(n-1) * float64(cfg.MTU) * 8 / last.Sub(first).Seconds()), nil
 }
 
 // sendTrain keeps the bottleneck busy for a while: a burst to begin with, and

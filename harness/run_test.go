@@ -93,23 +93,23 @@ func TestRun(t *testing.T) {
 			t.Errorf("check %+v", c)
 		}
 	}
-	between(t, "measured rate", r.Link.Measured.Rate, 19e6, 21e6)
-	between(t, "measured RTT", r.Link.Measured.RTT, 0.020, 0.025)
-	between(t, "utilisation", b.Utilisation, 0.9, 1.0001)
-	between(t, "throughput", f.Throughput, 0.85*20e6, 20e6*1448/1500)
+	between(t, "measured rate", *r.Link.Measured.Rate, 19e6, 21e6)
+	between(t, "measured RTT", *r.Link.Measured.RTT, 0.020, 0.025)
+	between(t, "utilisation", *b.Utilisation, 0.9, 1.0001)
+	between(t, "throughput", *f.Throughput, 0.85*20e6, 20e6*1448/1500)
 	between(t, "duration", f.Duration, 4, 4.2)
-	between(t, "srtt p50", f.SRTTp50, 0.020, 0.020+buffer*packet+0.005)
-	between(t, "srtt p95", f.SRTTp95, f.SRTTp50, 0.020+buffer*packet+0.010)
+	between(t, "srtt p50", *f.SRTTp50, 0.020, 0.020+buffer*packet+0.005)
+	between(t, "srtt p95", *f.SRTTp95, *f.SRTTp50, 0.020+buffer*packet+0.010)
 	between(t, "largest queue", float64(b.QueueMax), buffer, buffer)
-	between(t, "largest window", f.CwndMax, 2*buffer, 4.5*buffer) // slow start may double once more before it knows
-	between(t, "mean window", f.CwndMean, buffer, 2.2*buffer)
-	if b.Drops == 0 || f.Retransmits < b.Drops || f.LossEpisodes == 0 || r.Jain != 1 || b.Losses != 0 || b.Marks != 0 {
-		t.Errorf("drops %d, retransmits %d, episodes %d, Jain %g, losses %d, marks %d", b.Drops, f.Retransmits, f.LossEpisodes, r.Jain, b.Losses, b.Marks)
+	between(t, "largest window", *f.CwndMax, 2*buffer, 4.5*buffer) // slow start may double once more before it knows
+	between(t, "mean window", *f.CwndMean, buffer, 2.2*buffer)
+	if b.Drops == 0 || f.Retransmits < b.Drops || f.LossEpisodes == 0 || *r.Jain != 1 || b.Losses != 0 || b.Marks != 0 {
+		t.Errorf("drops %d, retransmits %d, episodes %d, Jain %g, losses %d, marks %d", b.Drops, f.Retransmits, f.LossEpisodes, *r.Jain, b.Losses, b.Marks)
 	}
 	// Little's law: what is under way is the rate times how long it takes. The window
 	// is not all in use while a loss is being repaired.
-	inQueue := b.QueueMean * packet
-	between(t, "queueing delay by the queue and by the RTT", f.SRTTp50-0.020-inQueue, -0.010, 0.010)
+	inQueue := *b.QueueMean * packet
+	between(t, "queueing delay by the queue and by the RTT", *f.SRTTp50-0.020-inQueue, -0.010, 0.010)
 
 	ack, diag := of(res, 1, trace.Ack), of(res, 1, trace.Diag)
 	if uint64(len(ack)) != r.Sampling.Ack || uint64(len(diag)) != r.Sampling.Diag || r.Sampling.Lost != 0 {
@@ -181,7 +181,7 @@ func TestECN(t *testing.T) {
 	if b.Marks == 0 || b.Drops != 0 || b.Losses != 0 || f.Retransmits != 0 || res.Run.Sysctls["net.ipv4.tcp_ecn"] != "1" {
 		t.Errorf("%+v, %d retransmits", b, f.Retransmits)
 	}
-	between(t, "utilisation", b.Utilisation, 0.85, 1.0001)
+	between(t, "utilisation", *b.Utilisation, 0.85, 1.0001)
 	ack := of(res, 1, trace.Ack)
 	if s := ack[len(ack)-1]; s.DeliveredCE == 0 || uint64(s.DeliveredCE) > uint64(s.Delivered) {
 		t.Errorf("the last sample: %+v", s)
@@ -200,9 +200,9 @@ func TestTwoFlows(t *testing.T) {
 	e.Flows[1].Duration = 3
 	r := run(t, e, Options{})
 	a, b := r.Run.Flows[0], r.Run.Flows[1]
-	between(t, "Jain's index", r.Run.Jain, 0.55, 1)
-	if want := jain([]float64{a.Throughput, b.Throughput}); r.Run.Jain != want {
-		t.Errorf("Jain's index %g, want %g", r.Run.Jain, want)
+	between(t, "Jain's index", *r.Run.Jain, 0.55, 1)
+	if want := jain([]float64{*a.Throughput, *b.Throughput}); *r.Run.Jain != *want {
+		t.Errorf("Jain's index %g, want %g", *r.Run.Jain, *want)
 	}
 	between(t, "bytes of both", float64(a.Bytes+b.Bytes)*8, 0.85*20e6*5, 20e6*5)
 	between(t, "duration of the second", b.Duration, 2.8, 3.2) // it ends on time, also when it begins late
@@ -262,7 +262,7 @@ func TestCancelKeepsResults(t *testing.T) {
 	if err != nil || !res.Run.Incomplete || len(res.Samples) < 50 || len(res.Links) < 900 || res.Run.Flows[0].Bytes < 1e6 {
 		t.Errorf("%v, %+v", err, res)
 	}
-	between(t, "utilisation of the time that it ran", res.Run.Bottleneck.Utilisation, 0.8, 1.0001)
+	between(t, "utilisation of the time that it ran", *res.Run.Bottleneck.Utilisation, 0.8, 1.0001)
 }
 
 func TestRunRefuses(t *testing.T) {

@@ -7,7 +7,6 @@ import (
 	"math"
 	"slices"
 
-	"ccload/harness/link"
 	"ccload/harness/trace"
 )
 
@@ -80,18 +79,18 @@ func (x *experiment) summarise() {
 		res := trace.FlowResult{
 			ID: f.ID, CC: f.CC, Start: f.Start, Duration: end.Duration.Seconds(),
 			Bytes: end.Bytes, Retransmits: end.Retransmits,
-			CwndMax: float64(w.cwndMax), LossEpisodes: w.episodes,
+			Unconnected: !end.Connected, LossEpisodes: w.episodes,
 		}
 		if res.Duration > 0 {
-			res.Throughput = float64(res.Bytes) * 8 / res.Duration
+			res.Throughput = new(float64(res.Bytes) * 8 / res.Duration)
+			throughputs = append(throughputs, *res.Throughput)
 		}
 		if w.time > 0 {
-			res.CwndMean = w.cwnd / w.time
 			q := w.quantiles(.5, .95)
-			res.SRTTp50, res.SRTTp95 = q[0], q[1]
+			res.CwndMean, res.CwndMax = new(w.cwnd/w.time), new(float64(w.cwndMax))
+			res.SRTTp50, res.SRTTp95 = &q[0], &q[1]
 		}
 		r.Flows = append(r.Flows, res)
-		throughputs = append(throughputs, res.Throughput)
 		if !end.Connected {
 			x.warn("flow %d was over before it was connected", f.ID)
 		}
@@ -101,10 +100,10 @@ func (x *experiment) summarise() {
 	r.Warnings = append(r.Warnings, x.end.Warnings...)
 	c := x.end.Counters
 	r.Link.Lateness = x.end.Lateness
-	r.Bottleneck = trace.Bottleneck{Drops: c.Drops, Losses: c.Losses, Marks: c.Marks, QueueMax: c.Max}
+	r.Bottleneck = &trace.Bottleneck{Drops: c.Drops, Losses: c.Losses, Marks: c.Marks, QueueMax: c.Max}
 	if ran > 0 {
-		r.Bottleneck.QueueMean = float64(c.Area) / 1e9 / ran
-		r.Bottleneck.Utilisation = float64(c.Delivered) * 8 / (x.Link.Rate * ran)
+		r.Bottleneck.QueueMean = new(float64(c.Area) / 1e9 / ran)
+		r.Bottleneck.Utilisation = new(float64(c.Delivered) * 8 / (x.Link.Rate * ran))
 	}
 	x.check()
 	if r.Sampling.Ack == 0 {
@@ -113,17 +112,17 @@ func (x *experiment) summarise() {
 }
 
 // jain is Jain's fairness index (Jain, Chiu and Hawe, DEC-TR-301, 1984): 1/n to
-// 1; 0 if nobody got anything.
-func jain(x []float64) float64 {
+// 1; nil if nobody got anything.
+func jain(x []float64) *float64 {
 	var sum, squares float64
 	for _, v := range x {
 		sum += v
 		squares += v * v
 	}
 	if squares == 0 {
-		return 0
+		return nil
 	}
-	return sum * sum / (float64(len(x)) * squares)
+	return new(sum * sum / (float64(len(x)) * squares))
 }
 
 // What the checks allow.
@@ -150,13 +149,13 @@ func (x *experiment) check() {
 	mbit := func(v float64) string { return fmt.Sprintf("%.6g Mbit/s", v/1e6) }
 
 	m := r.Link.Measured
-	if m.Rate > 0 {
-		claim("link rate", math.Abs(m.Rate-l.Rate) <= rateError*l.Rate, mbit(l.Rate)+" ± 1 %", mbit(m.Rate))
+	if m.Rate != nil {
+		claim("link rate", math.Abs(*m.Rate-l.Rate) <= rateError*l.Rate, mbit(l.Rate)+" ± 1 %", mbit(*m.Rate))
 	}
 	most := max(rttError*l.RTT, rttLeast)
-	claim("link rtt", math.Abs(m.RTT-l.RTT) <= most, ms(l.RTT)+" ± "+ms(most), ms(m.RTT))
+	claim("link rtt", math.Abs(*m.RTT-l.RTT) <= most, ms(l.RTT)+" ± "+ms(most), ms(*m.RTT))
 	most = max(lateError*l.RTT, lateLeast)
-	if l.Kind == link.Userspace { // the kernel does not tell how late its netem is
+	if r.Link.Lateness != nil { // the kernel does not tell how late its netem is
 		claim("link lateness", r.Link.Lateness.P50 <= most, "median ≤ "+ms(most), ms(r.Link.Lateness.P50))
 	}
 	claim("packets lost outside the link", x.end.Unseen == 0, "0", fmt.Sprint(x.end.Unseen))

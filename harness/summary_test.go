@@ -48,9 +48,14 @@ func TestJain(t *testing.T) {
 	for _, c := range []struct {
 		x    []float64
 		want float64
-	}{{[]float64{5}, 1}, {[]float64{3, 3, 3}, 1}, {[]float64{1, 0, 0, 0}, 0.25}, {[]float64{1, 3}, 0.8}, {[]float64{0, 0}, 0}, {nil, 0}} {
-		if got := jain(c.x); math.Abs(got-c.want) > 1e-15 {
-			t.Errorf("%v: %g, want %g", c.x, got, c.want)
+	}{{[]float64{5}, 1}, {[]float64{3, 3, 3}, 1}, {[]float64{1, 0, 0, 0}, 0.25}, {[]float64{1, 3}, 0.8}} {
+		if got := jain(c.x); math.Abs(*got-c.want) > 1e-15 {
+			t.Errorf("%v: %g, want %g", c.x, *got, c.want)
+		}
+	}
+	for _, x := range [][]float64{nil, {0, 0}} {
+		if got := jain(x); got != nil {
+			t.Errorf("%v: %g, want none", x, *got)
 		}
 	}
 }

@@ -361,8 +361,8 @@ func (a *app) printRuns(runs []*trace.Run) error {
 		w.row("RUN", "FLOW", "CC", "THROUGHPUT", "CWND MEAN", "MAX", "SRTT P50", "P95", "RETRANSMITS", "LOSS EPISODES")
 		for _, r := range runs {
 			for _, f := range r.Flows {
-				w.row(r.Experiment.Name, strconv.Itoa(f.ID), f.CC, rate(f.Throughput),
-					fmt.Sprintf("%.1f", f.CwndMean), fmt.Sprintf("%.0f", f.CwndMax), seconds(f.SRTTp50), seconds(f.SRTTp95),
+				w.row(r.Experiment.Name, strconv.Itoa(f.ID), f.CC, orDash(f.Throughput, rate),
+					orDash(f.CwndMean, decimal), orDash(f.CwndMax, whole), orDash(f.SRTTp50, seconds), orDash(f.SRTTp95, seconds),
 					strconv.FormatUint(f.Retransmits, 10), strconv.Itoa(f.LossEpisodes))
 			}
 		}
@@ -374,16 +374,31 @@ func (a *app) printRuns(runs []*trace.Run) error {
 			l, b := r.Link, r.Bottleneck
 			fairness := "" // there is none of one flow
 			if len(r.Flows) > 1 {
-				fairness = fmt.Sprintf("%.3f", r.Jain)
+				fairness = orDash(r.Jain, func(v float64) string { return fmt.Sprintf("%.3f", v) })
+			}
+			if b == nil { // the run did not get as far
+				continue
 			}
 			w.row(r.Experiment.Name, fmt.Sprintf("%s, %s, %d packets", exact(l.Rate, "bit/s"), exact(l.RTT, "s"), l.Buffer), l.Kind,
-				fmt.Sprintf("%s, %s", rate(l.Measured.Rate), seconds(l.Measured.RTT)),
-				fmt.Sprintf("%.1f", b.QueueMean), strconv.Itoa(b.QueueMax), fmt.Sprint(b.Drops), fmt.Sprint(b.Losses), fmt.Sprint(b.Marks),
-				fmt.Sprintf("%.1f %%", 100*b.Utilisation), fairness)
+				fmt.Sprintf("%s, %s", orDash(l.Measured.Rate, rate), orDash(l.Measured.RTT, seconds)),
+				orDash(b.QueueMean, decimal), strconv.Itoa(b.QueueMax), fmt.Sprint(b.Drops), fmt.Sprint(b.Losses), fmt.Sprint(b.Marks),
+				orDash(b.Utilisation, func(v float64) string { return fmt.Sprintf("%.1f %%", 100*v) }), fairness)
 		}
 		w.Flush()
 	})
 }
+
+// orDash writes a value, or that there is none.
+func orDash(v *float64, format func(float64) string) string {
+	if v == nil {
+		return "-"
+	}
+	return format(*v)
+}
+
+func decimal(v float64) string { return fmt.Sprintf("%.1f", v) }
+
+func whole(v float64) string { return fmt.Sprintf("%.0f", v) }
 
 func rate(v float64) string { return measured(v, "bit/s") }
 

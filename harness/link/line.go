@@ -102,8 +102,8 @@ func (l *lateness) reset() {
 	l.max.Store(0)
 }
 
-// summary of the packets that several lines have handed on.
-func summary(lines ...*lateness) trace.Lateness {
+// summary of the packets that several lines have handed on; nil if there were none.
+func summary(lines ...*lateness) *trace.Lateness {
 	var total uint64
 	longest := int64(0)
 	each := func(visit func(us float64, n uint64)) {
@@ -119,6 +119,9 @@ func summary(lines ...*lateness) trace.Lateness {
 		}
 	}
 	each(func(_ float64, n uint64) { total += n })
+	if total == 0 {
+		return nil
+	}
 	quantile := func(q float64) (at float64) {
 		var seen uint64
 		each(func(us float64, n uint64) {
@@ -132,5 +135,7 @@ func summary(lines ...*lateness) trace.Lateness {
 	for _, l := range lines {
 		longest = max(longest, l.max.Load())
 	}
-	return trace.Lateness{P50: quantile(.5), P99: quantile(.99), Max: float64(longest) / 1e9}
+	// The quantiles are those of buckets, named by their upper ends.
+	most := float64(longest) / 1e9
+	return &trace.Lateness{P50: min(quantile(.5), most), P99: min(quantile(.99), most), Max: most}
 }

@@ -164,8 +164,8 @@ func (l *Link) Begin(start int64, seed uint64, every time.Duration, rows chan<- 
 // End is what a link tells when it has ended.
 type End struct {
 	Counters
-	Lateness trace.Lateness
-	Unseen   uint64 // packets that never reached the emulator: the machine was too slow
+	Lateness *trace.Lateness // nil: the link does not tell
+	Unseen   uint64          // packets that never reached the emulator: the machine was too slow
 	Warnings []string
 }
 

@@ -270,7 +270,7 @@ func (l *NetemLink) counters() Counters {
 
 // Finish ends the recording, a little after the time at, which must not lie
 // ahead, takes the link down and tells what it counted. Of lateness the kernel
-// tells nothing: it is 0.
+// tells nothing.
 func (l *NetemLink) Finish(at int64) (*End, error) {
 	l.stop()
 	err := l.failure

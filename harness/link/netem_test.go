@@ -112,7 +112,7 @@ func TestNetem(t *testing.T) {
 	if c.Enqueued != buffer || c.Delivered != buffer*1500 || c.Drops != sent-buffer || c.Losses != 0 || c.Max != buffer || c.Area == 0 {
 		t.Errorf("counters: %+v", c)
 	}
-	if end.Unseen != 0 || end.Warnings != nil || end.Lateness != (trace.Lateness{}) {
+	if end.Unseen != 0 || end.Warnings != nil || end.Lateness != nil {
 		t.Errorf("unseen %d, warnings %q, lateness %+v", end.Unseen, end.Warnings, end.Lateness)
 	}
 	all := slices.Concat(drain(rows)...)

@@ -49,7 +49,7 @@ func write(t *testing.T, dir string, n int) *Run {
 	})
 	both.Wait()
 	run := &Run{
-		Format: Format, Dir: dir, Kernel: "6.18.0", Seed: 3, Flows: []FlowResult{{ID: 1, CC: "cubic", Throughput: 1e6}},
+		Format: Format, Dir: dir, Kernel: "6.18.0", Seed: 3, Flows: []FlowResult{{ID: 1, CC: "cubic", Throughput: new(1e6)}},
 		Checks: []Check{{Name: "rate", Want: "1", Got: "2", Why: "so"}}, Warnings: []string{"w"}, Sysctls: map[string]string{"a": "b"},
 	}
 	if err := w.Finish(run); err != nil {

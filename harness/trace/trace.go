@@ -29,6 +29,11 @@ const (
 	// that reaches the sender in an established connection, before it is
 	// processed: the window is the one that held until then.
 	Ack Source = "ack"
+	// Event samples are taken between ACKs, too: when the state of the congestion
+	// machine is set (tracepoint tcp:tcp_cong_state_set; CAState is the new one) and
+	// when segments have been sent again (tcp:tcp_retransmit_skb). Each timeout gives
+	// one that sets CALoss, also when that is the state already.
+	Event Source = "event"
 )
 
 // InfiniteSsthresh is what the kernel keeps in snd_ssthresh before the first
@@ -90,6 +95,14 @@ type Experiment struct {
 	Seed     uint64  `json:"seed"`
 	Interval float64 `json:"interval"` // s between inet_diag samples
 	PerAck   bool    `json:"per_ack"`  // sample on every ACK too
+
+	// Jitter bounds by how much the start of each flow is put off, in s: a share of it
+	// that comes from the seed. 0: none.
+	Jitter float64 `json:"jitter,omitempty"`
+	// Silent says that flows which send nothing are no failure.
+	Silent bool `json:"silent,omitempty"`
+	// Rounded tells what is not as it was asked for, with both values, a line each.
+	Rounded []string `json:"rounded,omitempty"`
 }
 
 // Link is the path between sender and receiver: one bottleneck in the
@@ -100,10 +113,12 @@ type Link struct {
 	RTT       float64 `json:"rtt"`        // s, two-way propagation delay, half each way
 	Buffer    int     `json:"buffer"`     // packets of one MTU
 	BufferBDP float64 `json:"buffer_bdp"` // the same in bandwidth-delay products
-	MTU       int     `json:"mtu"`        // bytes
-	Loss      Loss    `json:"loss"`
-	ECN       int     `json:"ecn,omitempty"`   // mark CE when more than this many packets wait; 0: do not mark
-	Burst     int     `json:"burst,omitempty"` // segments that TCP hands to the sender's device at once, at most; 0: as many as it likes
+	// BufferBytes is the buffer as it was asked for, in bytes; 0: it was not in bytes.
+	BufferBytes float64 `json:"buffer_bytes,omitempty"`
+	MTU         int     `json:"mtu"` // bytes
+	Loss        Loss    `json:"loss"`
+	ECN         int     `json:"ecn,omitempty"`   // mark CE when more than this many packets wait; 0: do not mark
+	Burst       int     `json:"burst,omitempty"` // segments that TCP hands to the sender's device at once, at most; 0: as many as it likes
 }
 
 // Loss is loss on purpose, before the buffer. At most one of the two is set.
@@ -123,7 +138,8 @@ type Flow struct {
 }
 
 // Run describes one run, done. It is what run.json holds and what
-// "ccload run --json" prints; the field names are that command's contract.
+// "ccload run --json" prints; the field names are that command's contract. What is
+// a pointer and nil, absent in JSON, is not known; 0 is a value.
 type Run struct {
 	Format      int          `json:"format"`
 	Dir         string       `json:"dir"`
@@ -134,18 +150,22 @@ type Run struct {
 	Incomplete  bool         `json:"incomplete,omitempty"` // ended early: what there is was kept
 	Link        LinkResult   `json:"link"`
 	Flows       []FlowResult `json:"flows"`
-	Bottleneck  Bottleneck   `json:"bottleneck"`
-	Jain        float64      `json:"jain"` // Jain's fairness index of the flows' throughputs, 1/n to 1
+	Bottleneck  *Bottleneck  `json:"bottleneck,omitempty"`
+	Jain        *float64     `json:"jain,omitempty"` // Jain's fairness index of the flows' throughputs, 1/n to 1; none if nobody got anything
 	Checks      []Check      `json:"checks"`
 	Theory      []Curve      `json:"theory,omitempty"`
 	Warnings    []string     `json:"warnings"`
 
-	Experiment Experiment        `json:"experiment"`
-	Sampling   Sampling          `json:"sampling"`
-	Sysctls    map[string]string `json:"sysctls"`           // as they were in the sender's namespace
-	Offloads   map[string]bool   `json:"offloads"`          // of the link's devices
-	Objects    map[string]string `json:"objects,omitempty"` // congestion control → tag of its BPF programs, where it is BPF
-	Versions   map[string]string `json:"versions"`          // of ccload and of what it was built with
+	Experiment Experiment `json:"experiment"`
+	Sampling   Sampling   `json:"sampling"`
+	Machine    *Machine   `json:"machine,omitempty"`
+	// Disturbances are the seconds in which the machine spoiled the run, in order.
+	// Those that it did not spoil are left out.
+	Disturbances []Disturbance     `json:"disturbances,omitempty"`
+	Sysctls      map[string]string `json:"sysctls"`           // as they were in the sender's namespace
+	Offloads     map[string]bool   `json:"offloads"`          // of the link's devices
+	Objects      map[string]string `json:"objects,omitempty"` // congestion control → tag of its BPF programs, where it is BPF
+	Versions     map[string]string `json:"versions"`          // of ccload and of what it was built with
 }
 
 // LinkResult is the link as configured and as measured before the flows began.
@@ -153,13 +173,14 @@ type LinkResult struct {
 	Link
 	Why      string   `json:"why,omitempty"` // what made a link of kind "auto" one of this kind
 	Measured Measured `json:"measured"`
-	Lateness Lateness `json:"lateness"`
+	// Lateness is nil where the link does not tell: netem's.
+	Lateness *Lateness `json:"lateness,omitempty"`
 }
 
 // Measured is what a probe of the empty link found.
 type Measured struct {
-	Rate float64 `json:"rate"` // bit/s
-	RTT  float64 `json:"rtt"`  // s, median
+	Rate *float64 `json:"rate,omitempty"` // bit/s; nil: the link is too slow to find out in seconds
+	RTT  *float64 `json:"rtt,omitempty"`  // s, median
 }
 
 // Lateness is how long after its exact time a packet was handed on, in
@@ -170,30 +191,68 @@ type Lateness struct {
 	Max float64 `json:"max"`
 }
 
-// FlowResult is the summary of one flow.
+// FlowResult is the summary of one flow. It lasts from Start to Start + Duration,
+// whether anything is acknowledged until its end or not, and what is weighted by
+// time is so until then.
 type FlowResult struct {
-	ID           int     `json:"id"`
-	CC           string  `json:"cc"`
-	Start        float64 `json:"start"`      // s
-	Duration     float64 `json:"duration"`   // s
-	Bytes        uint64  `json:"bytes"`      // acknowledged payload
-	Throughput   float64 `json:"throughput"` // bit/s of payload over Duration (goodput)
-	CwndMean     float64 `json:"cwnd_mean"`  // segments, weighted by time
-	CwndMax      float64 `json:"cwnd_max"`   // segments
-	SRTTp50      float64 `json:"srtt_p50"`   // s
-	SRTTp95      float64 `json:"srtt_p95"`   // s
-	Retransmits  uint64  `json:"retransmits"`
-	LossEpisodes int     `json:"loss_episodes"` // times the sender entered Recovery or Loss
+	ID           int      `json:"id"`
+	CC           string   `json:"cc"`
+	Start        float64  `json:"start"`                 // s: of the handshake, the jitter included
+	Duration     float64  `json:"duration"`              // s
+	Unconnected  bool     `json:"unconnected,omitempty"` // its handshake never ended
+	Bytes        uint64   `json:"bytes"`                 // acknowledged payload
+	Throughput   *float64 `json:"throughput,omitempty"`  // bit/s of payload over Duration (goodput)
+	CwndMean     *float64 `json:"cwnd_mean,omitempty"`   // segments, weighted by time
+	CwndMax      *float64 `json:"cwnd_max,omitempty"`    // segments
+	SRTTp50      *float64 `json:"srtt_p50,omitempty"`    // s
+	SRTTp95      *float64 `json:"srtt_p95,omitempty"`    // s
+	Retransmits  uint64   `json:"retransmits"`
+	LossEpisodes int      `json:"loss_episodes"` // times the sender entered Recovery or Loss
+	Timeouts     int      `json:"timeouts"`      // times the retransmission timer ran out
 }
 
 // Bottleneck is what the link's queue did.
 type Bottleneck struct {
-	Drops       uint64  `json:"drops"`  // buffer full
-	Losses      uint64  `json:"losses"` // on purpose
-	Marks       uint64  `json:"marks"`
-	QueueMean   float64 `json:"queue_mean"`  // packets, weighted by time
-	QueueMax    int     `json:"queue_max"`   // packets
-	Utilisation float64 `json:"utilisation"` // share of the rate that was used, 0 to 1
+	Drops       uint64   `json:"drops"`  // buffer full
+	Losses      uint64   `json:"losses"` // on purpose
+	Marks       uint64   `json:"marks"`
+	QueueMean   *float64 `json:"queue_mean,omitempty"`  // packets, weighted by time
+	QueueMax    int      `json:"queue_max"`             // packets
+	Utilisation *float64 `json:"utilisation,omitempty"` // share of the rate that was used, 0 to 1
+}
+
+// Machine is how much of the processors the run had, and what was taken from it.
+// Shares are of the time of all processors together.
+type Machine struct {
+	Processors int     `json:"processors"`
+	Busy       float64 `json:"busy"`     // share, by whomever, over the run
+	BusyMax    float64 `json:"busy_max"` // the most in any second
+	Steal      float64 `json:"steal"`    // share that a hypervisor gave to others
+}
+
+// Disturbance is one second of the run and how the machine spoiled it: packets
+// that waited for it rather than for the link.
+type Disturbance struct {
+	Second int `json:"second"` // s since the start of the run
+	// Why says in a few words each what was beyond what a run may have, with the value.
+	Why []string `json:"why"`
+	// LatenessMax is how late the latest packet was that was under way in this second, in s.
+	LatenessMax float64 `json:"lateness_max"`
+	// LateShare is the share of the second in which a packet that was due had not been
+	// handed on, and was later than the link may be.
+	LateShare float64 `json:"late_share"`
+	// Gap is the longest time in s for which the process did not run though it wanted
+	// to, and GapShare the share of the second that such times take.
+	Gap      float64 `json:"gap"`
+	GapShare float64 `json:"gap_share"`
+	// Preempted counts the times that a thread of the link had to leave its processor
+	// to others, Waited is how long such a thread waited for one, in s.
+	Preempted   uint64  `json:"preempted"`
+	Waited      float64 `json:"waited"`
+	Busy        float64 `json:"busy"`         // share of the processors' time
+	Steal       float64 `json:"steal"`        // likewise
+	Unseen      uint64  `json:"unseen"`       // packets lost outside the link
+	SamplesLost uint64  `json:"samples_lost"` // events that did not fit the ring buffer
 }
 
 // Check is one claim about a run and whether it held.

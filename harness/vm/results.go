@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -98,6 +99,9 @@ func (r *Results) flush() error {
 	return nil
 }
 
+// sources are sent as their index.
+var sources = []trace.Source{trace.Diag, trace.Ack, trace.Event}
+
 // Rows are sent in little endian, their fields in order.
 const (
 	sampleSize = 8 + 4 + 1 + 1 + 4 + 4 + 8 + 8 + 4 + 8 + 4 + 4 + 4 + 4 + 8
@@ -111,11 +115,7 @@ func appendFloat(b []byte, v float64) []byte { return le.AppendUint64(b, math.Fl
 func appendSample(b []byte, s *trace.Sample) []byte {
 	b = appendFloat(b, s.Time)
 	b = le.AppendUint32(b, uint32(s.Flow))
-	source := byte(0)
-	if s.Source == trace.Ack {
-		source = 1
-	}
-	b = append(b, source, byte(s.CAState))
+	b = append(b, byte(slices.Index(sources, s.Source)), byte(s.CAState))
 	b = le.AppendUint32(b, s.Cwnd)
 	b = le.AppendUint32(b, s.Ssthresh)
 	b = appendFloat(b, s.SRTT)
@@ -155,10 +155,12 @@ func readSamples(b []byte, sink func(trace.Sample) error) error {
 		return errRows
 	}
 	for f := (&fields{b}); len(f.b) > 0; {
-		s := trace.Sample{Time: f.float(), Flow: int32(f.u32()), Source: trace.Diag}
-		if f.u8() == 1 {
-			s.Source = trace.Ack
+		s := trace.Sample{Time: f.float(), Flow: int32(f.u32())}
+		source := f.u8()
+		if int(source) >= len(sources) {
+			return fmt.Errorf("sample of source %d", source)
 		}
+		s.Source = sources[source]
 		s.CAState = trace.CAState(f.u8())
 		s.Cwnd, s.Ssthresh, s.SRTT, s.MinRTT = f.u32(), f.u32(), f.float(), f.float()
 		s.Inflight, s.BytesAcked = f.u32(), f.u64()
