@@ -130,16 +130,10 @@ func (g *group) use(arms []Arm) (before []Arm, err error) {
 		return nil, err
 	}
 	defer prog.Close()
-	if err := ownDir(useDir); err != nil {
-		return nil, err
-	}
 	l, err := link.AttachCgroup(link.CgroupOptions{Path: g.dir, Attach: ebpf.AttachCGroupSockOps, Program: prog})
 	if err == nil {
 		defer l.Close() // the pin holds it from then on
-		err = l.Pin(g.pin())
-	}
-	if err != nil {
-		os.Remove(useDir) // which fails, as it should, where other pins are in it
+		err = newPin(g.pin(), l.Pin)
 	}
 	return nil, err
 }
@@ -151,7 +145,7 @@ func replaceGroup(pin string, arms []Arm) error {
 		return err
 	}
 	defer prog.Close()
-	l, err := link.LoadPinnedLink(pin, nil)
+	l, err := openLink(pin)
 	if err != nil {
 		return err
 	}
@@ -322,9 +316,9 @@ type group struct {
 	name string // below the root of the hierarchy
 }
 
-const groupPin = useDir + "/cgroup-"
+const groupPin = "cgroup-"
 
-func (g *group) pin() string { return groupPin + strconv.FormatUint(g.id, 10) }
+func (g *group) pin() string { return filepath.Join(useDir, groupPin+strconv.FormatUint(g.id, 10)) }
 
 // findGroup finds a control group by its directory, or by its path below the root
 // of cgroup2, wherever that is mounted.
@@ -392,9 +386,13 @@ func groupName(mount string, id uint64) (string, error) {
 // them; a group that is gone has id 0. What cannot be read is passed over.
 func liveGroups() map[string]*liveGroup {
 	found := map[string]*liveGroup{}
-	pins, _ := filepath.Glob(groupPin + "*")
-	for _, pin := range pins {
-		if l, err := link.LoadPinnedLink(pin, nil); err == nil {
+	names, _ := pinsIn(useDir)
+	for _, name := range names {
+		if !strings.HasPrefix(name, groupPin) {
+			continue
+		}
+		pin := filepath.Join(useDir, name)
+		if l, err := openLink(pin); err == nil {
 			if g, err := readGroup(l); err == nil {
 				found[pin] = g
 			}
@@ -408,10 +406,10 @@ func liveGroups() map[string]*liveGroup {
 func sweepGroups() {
 	for pin, g := range liveGroups() {
 		if g.id == 0 {
-			os.Remove(pin)
+			unpin(pin)
 		}
 	}
-	os.Remove(useDir)
+	tidyUp(useDir)
 }
 
 // groups ends the selections of the groups that match.
@@ -431,14 +429,13 @@ func (r *Restoration) groups(match func(id uint64) bool) error {
 		}
 		r.Restored = append(r.Restored, one)
 	}
-	os.Remove(useDir)
 	return errors.Join(errs...)
 }
 
 // endGroup takes a group's program away. The kernel would do so some time after the pin
 // is gone.
 func endGroup(pin string) error {
-	l, err := link.LoadPinnedLink(pin, nil)
+	l, err := openLink(pin)
 	if err != nil {
 		return err
 	}
@@ -446,7 +443,7 @@ func endGroup(pin string) error {
 	if err := l.Detach(); err != nil {
 		return err
 	}
-	return os.Remove(pin)
+	return unpin(pin)
 }
 
 // path is the group's name, or if that cannot be told its id.

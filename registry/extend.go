@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -17,13 +16,12 @@ import (
 
 // Extensions are held by pins,
 //
-//	/sys/fs/bpf/ccload-extend/NAME/FUNCTION/MAP-MEMBER
+//	/sys/fs/bpf/ccload/extend/NAME/FUNCTION/MAP-MEMBER
 //
 // each of them the link that puts a program in the place of the function in one
 // member's program, or the map that is the member's slot. MAP is the id of the
 // congestion control's map: connections go on with replaced code, and with what
 // extends it, while their pins go by and by (see sweepExtensions).
-const extendDir = bpffs + "/ccload-extend"
 
 // Policy is a function of a BPF congestion control that a program may take the
 // place of.
@@ -183,27 +181,18 @@ func attach(r *structops.ExtensionObject, info *structops.Info, function string)
 			tidy()
 		}
 	}()
-	dir, err := placeDir(info.Name, function)
+	d, err := makeDir(placeDir(info.Name, function))
 	if err != nil {
 		return err
 	}
-	return r.Attach(func(member string) string { return placePath(dir, info.MapID, member) })
+	defer d.Close()
+	return d.shown(r.Attach(func(member string) string { return d.at(placeName(info.MapID, member)) }))
 }
 
-// placeDir makes the directory for the pins of an extension.
-func placeDir(name, function string) (dir string, err error) {
-	for _, sub := range []string{extendDir, pinName(name), function} {
-		dir = filepath.Join(dir, sub)
-		if err := ownDir(dir); err != nil {
-			return "", err
-		}
-	}
-	return dir, nil
-}
+// placeDir is the directory for the pins of an extension.
+func placeDir(name, function string) string { return filepath.Join(extendDir, pinName(name), function) }
 
-func placePath(dir string, mapID uint32, member string) string {
-	return filepath.Join(dir, fmt.Sprintf("%d-%s", mapID, member))
-}
+func placeName(mapID uint32, member string) string { return fmt.Sprintf("%d-%s", mapID, member) }
 
 // Unextend gives a function of a registered congestion control back to itself, at
 // once, for open connections too. A function that is not extended gives a
@@ -258,13 +247,7 @@ func carryExtensions(from, to *structops.Info) (undo func() error, err error) {
 		return drop(ps)
 	}
 	for function := range extensions(from) {
-		pins := map[string]string{}
-		for _, p := range placesOf(from.Name, function) {
-			if p.mapID == from.MapID {
-				pins[p.member] = p.path
-			}
-		}
-		r, err := structops.Reload(pins, function, to)
+		r, err := reload(from, to, function)
 		if err == nil {
 			carried = append(carried, function)
 			err = attach(r, to, function)
@@ -277,6 +260,23 @@ func carryExtensions(from, to *structops.Info) (undo func() error, err error) {
 	return undo, nil
 }
 
+// reload loads what extends a function of one congestion control for another.
+func reload(from, to *structops.Info, function string) (*structops.ExtensionObject, error) {
+	d, err := openDir(placeDir(from.Name, function))
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	pins := map[string]string{}
+	for _, p := range placesOf(from.Name, function) {
+		if p.mapID == from.MapID {
+			pins[p.member] = d.at(filepath.Base(p.path))
+		}
+	}
+	r, err := structops.Reload(pins, function, to)
+	return r, d.shown(err)
+}
+
 // renameExtensions gives what extends one congestion control to another that has
 // the same programs.
 func renameExtensions(from, to *structops.Info) error {
@@ -284,11 +284,7 @@ func renameExtensions(from, to *structops.Info) error {
 		if p.name != pinName(from.Name) || p.mapID != from.MapID {
 			continue
 		}
-		dir, err := placeDir(to.Name, p.function)
-		if err != nil {
-			return err
-		}
-		if err := os.Rename(p.path, placePath(dir, to.MapID, p.member)); err != nil {
+		if err := rename(p.path, filepath.Join(placeDir(to.Name, p.function), placeName(to.MapID, p.member))); err != nil {
 			return err
 		}
 	}
@@ -322,7 +318,7 @@ func extensions(info *structops.Info) map[string]*Extension {
 		if p.name != pinName(info.Name) || p.mapID != info.MapID {
 			continue
 		}
-		held, err := structops.OpenPlace(p.path)
+		held, err := p.open()
 		if err != nil || held.ProgramID == 0 {
 			continue
 		}
@@ -341,23 +337,25 @@ type place struct {
 	path                   string
 }
 
+func (p *place) open() (held *structops.Place, err error) {
+	err = withPin(p.path, func(path string) (err error) { held, err = structops.OpenPlace(path); return err })
+	return held, err
+}
+
 // places are all the pins of extensions, in the order of their paths.
-func places() []place {
-	var ps []place
-	filepath.WalkDir(extendDir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return nil
+func places() (ps []place) {
+	for _, name := range dirsIn(extendDir) {
+		for _, function := range dirsIn(filepath.Join(extendDir, name)) {
+			dir := filepath.Join(extendDir, name, function)
+			pins, _ := pinsIn(dir)
+			for _, pin := range pins {
+				id, member, _ := strings.Cut(pin, "-")
+				if n, err := strconv.ParseUint(id, 10, 32); err == nil {
+					ps = append(ps, place{name, function, member, uint32(n), filepath.Join(dir, pin)})
+				}
+			}
 		}
-		rel, _ := filepath.Rel(extendDir, path)
-		p := place{path: path}
-		if parts := strings.Split(rel, "/"); len(parts) == 3 {
-			id, member, _ := strings.Cut(parts[2], "-")
-			n, _ := strconv.ParseUint(id, 10, 32)
-			p.name, p.function, p.mapID, p.member = parts[0], parts[1], uint32(n), member
-		}
-		ps = append(ps, p)
-		return nil
-	})
+	}
 	return ps
 }
 
@@ -370,11 +368,9 @@ func placesOf(name, function string) []place {
 func drop(ps []place) error {
 	var errs []error
 	for _, p := range ps {
-		err := structops.Detach(p.path)
-		if errors.Is(err, structops.ErrNotFound) { // not of ours
-			err = os.Remove(p.path)
+		if err := withPin(p.path, structops.Detach); !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
 		}
-		errs = append(errs, err)
 	}
 	tidy()
 	return errors.Join(errs...)
@@ -382,16 +378,13 @@ func drop(ps []place) error {
 
 // tidy removes the directories that have no pins in them.
 func tidy() {
-	var dirs []string
-	filepath.WalkDir(extendDir, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
-			dirs = append(dirs, path)
+	for _, name := range dirsIn(extendDir) {
+		for _, function := range dirsIn(filepath.Join(extendDir, name)) {
+			tidyUp(filepath.Join(extendDir, name, function))
 		}
-		return nil
-	})
-	for _, d := range slices.Backward(dirs) {
-		os.Remove(d) // which fails, as it should, where pins are in it
+		tidyUp(filepath.Join(extendDir, name))
 	}
+	tidyUp(extendDir)
 }
 
 // sweepExtensions takes away pins that extend nothing any more, and extensions
@@ -421,10 +414,10 @@ func sweepExtensions() {
 	copies := map[extension][]place{}
 	for _, p := range ps {
 		i := byID[p.mapID]
-		held, err := structops.OpenPlace(p.path)
+		held, err := p.open()
 		switch {
-		case err != nil && !errors.Is(err, structops.ErrNotFound):
-		case err != nil || held.ProgramID == 0 || i == nil || pinName(i.Name) != p.name || !registered[i.Name]:
+		case err != nil: // what is no extension is not ours
+		case held.ProgramID == 0 || i == nil || pinName(i.Name) != p.name || !registered[i.Name]:
 			stale = append(stale, p)
 		case held.How == structops.Freplace:
 			x := extension{p.function, p.mapID}

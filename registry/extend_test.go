@@ -221,7 +221,7 @@ func TestExtendSwept(t *testing.T) {
 				t.Fatal(err)
 			}
 			os.Remove(r.Pin)
-			os.Remove(pinDir)
+			tidyUp(pinDir)
 		}},
 		"empty directories": {"cubic.bpf.o", structops.TailCall, func(t *testing.T, _ *Registration) {
 			dir := filepath.Dir(pinned(t)[0])

@@ -121,7 +121,7 @@ func Lookup(name string) (*Details, []string, error) {
 // map where the name's pin leads to its own.
 func find(name string) (*Entry, error) {
 	entries, _, err := base(func() ([]*structops.Info, error) {
-		if id := pinnedMap(filepath.Join(pinDir, pinName(name))); id != 0 {
+		if id := ownMap(pinPath(name)); id != 0 {
 			if i, err := structops.Inspect(id); err == nil && i.Name == name && i.Registered() {
 				return []*structops.Info{i}, nil
 			}

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"ccload/structops"
@@ -36,6 +35,7 @@ func lock() (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock: %w", err)
 	}
+	takeOver()
 	sweepPins()
 	sweepReplacements()
 	sweepExtensions()
@@ -83,29 +83,9 @@ func lockDir() (*os.File, error) {
 // that was pinned to be registered next, and of a registration that was ended.
 // What is no congestion control is not ours to remove.
 func sweepPins() {
-	entries, _ := os.ReadDir(pinDir)
-	var stale []string
-	for _, e := range entries {
-		if path := filepath.Join(pinDir, e.Name()); structops.Stale(path) {
-			stale = append(stale, path)
-		}
+	names, _ := pinsIn(pinDir)
+	for _, name := range names {
+		unpinStale(filepath.Join(pinDir, name))
 	}
-	removePins(stale)
-}
-
-// ownDir makes a directory of pins, or sees that the one that is there belongs to
-// the caller alone: where anybody may write to bpffs, somebody else could have
-// made it.
-func ownDir(path string) error {
-	if err := os.Mkdir(path, 0o700); err == nil || !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	st, err := os.Lstat(path)
-	if err != nil {
-		return err
-	}
-	if sys, ok := st.Sys().(*syscall.Stat_t); !st.IsDir() || !ok || int(sys.Uid) != os.Geteuid() || st.Mode().Perm()&0o077 != 0 {
-		return fmt.Errorf("directory of pins %q: %w: it is not a directory that belongs to this user alone", path, fs.ErrPermission)
-	}
-	return nil
+	tidyUp(pinDir)
 }

@@ -64,7 +64,7 @@ func TestSweep(t *testing.T) {
 		if err := os.Remove(foreign); err != nil {
 			t.Error(err)
 		}
-		removePins(nil)
+		tidyUp(pinDir)
 	}
 	const name = "ccr_swept"
 	r := register(t, Options{Name: name})
@@ -95,22 +95,4 @@ func TestSweep(t *testing.T) {
 		t.Fatal(err)
 	}
 	swept("was to be registered", path)
-}
-
-func TestOwnDir(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "pins")
-	for range 2 {
-		if err := ownDir(dir); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.Chmod(dir, 0o770); err != nil {
-		t.Fatal(err)
-	}
-	if err := ownDir(dir); !errors.Is(err, os.ErrPermission) {
-		t.Errorf("a directory that others may write to: %v", err)
-	}
-	if err := ownDir("/dev/null"); !errors.Is(err, os.ErrPermission) {
-		t.Errorf("a file: %v", err)
-	}
 }

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"syscall"
 	"unsafe"
 
@@ -101,7 +100,7 @@ func moveSockets(ns *netns.NS, f *Filter, without stateSet, to string, replacing
 
 // restoreSockets is RestoreSockets for who has the lock.
 func restoreSockets(ns *netns.NS, f *Filter) (*Moved, error) {
-	if _, err := os.Lstat(formerPath); errors.Is(err, fs.ErrNotExist) {
+	if !isPinned(formerPath) {
 		return &Moved{}, nil
 	}
 	cookies, err := choose(ns, f, anyState)
@@ -114,7 +113,7 @@ func restoreSockets(ns *netns.NS, f *Filter) (*Moved, error) {
 // allSockets restores sockets in every network namespace that can be seen. It is for
 // who has the lock.
 func (r *Restoration) allSockets() error {
-	moved := func() bool { _, err := os.Lstat(formerPath); return err == nil }
+	moved := func() bool { return isPinned(formerPath) }
 	if !moved() {
 		return nil
 	}
@@ -318,7 +317,7 @@ func walk(ns *netns.NS, prog *ebpf.Program, over *ebpf.Map) error {
 // loadFormer loads the programs, with the pinned map of what sockets had, which it
 // makes if it is not there.
 func loadFormer(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
-	pinned, err := ebpf.LoadPinnedMap(formerPath, nil)
+	pinned, err := openMap(formerPath)
 	if err == nil {
 		defer pinned.Close()
 		return ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{"former": pinned}})
@@ -330,10 +329,7 @@ func loadFormer(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err = ownDir(useDir); err == nil {
-		err = coll.Maps["former"].Pin(formerPath)
-	}
-	if err != nil {
+	if err := newPin(formerPath, coll.Maps["former"].Pin); err != nil {
 		coll.Close()
 		return nil, err
 	}
@@ -349,11 +345,7 @@ func forget(coll *ebpf.Collection) error {
 	if err := coll.Variables["remembered"].Get(&n); err != nil || n > 0 {
 		return err
 	}
-	if err := os.Remove(formerPath); err != nil {
-		return err
-	}
-	os.Remove(useDir) // stays while it has other pins
-	return nil
+	return unpin(formerPath)
 }
 
 // The programs' structure is packed as Go's is.

@@ -20,11 +20,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	bpffs  = "/sys/fs/bpf"
-	pinDir = bpffs + "/ccload"
-)
-
 // pinName is the file that pins a name. bpffs allows no dot in file names, and
 // no congestion control has a dash in its name.
 func pinName(name string) string { return strings.ReplaceAll(name, ".", "-") }
@@ -62,20 +57,20 @@ func mountBPFFS() (warnings []string, err error) {
 	return warnings, nil
 }
 
+// pinPath is where a name is pinned.
+func pinPath(name string) string { return filepath.Join(pinDir, pinName(name)) }
+
 // pin pins a registration in the place that is its name's. What is there already
 // can only be stale: the caller has the lock, and the name is free or its own.
 func pin(l *structops.Link, name string) (path string, stale bool, err error) {
-	path = filepath.Join(pinDir, pinName(name))
-	if err := ownDir(pinDir); err != nil {
-		return "", false, err
-	}
-	err = l.Pin(path)
+	path = pinPath(name)
+	err = newPin(path, l.Pin)
 	if errors.Is(err, fs.ErrExist) {
 		stale = true
-		if err := os.Remove(path); err != nil {
+		if err := unpinStale(path); err != nil {
 			return "", false, fmt.Errorf("stale pin: %w", err)
 		}
-		err = l.Pin(path)
+		err = newPin(path, l.Pin)
 	}
 	return path, stale, err
 }
@@ -87,33 +82,144 @@ func otherFile(a, b string) bool {
 	return err1 == nil && err2 == nil && !os.SameFile(x, y)
 }
 
-// pins finds what is pinned on bpffs, by whomever: the paths by the id of the
-// map that they hold, be it directly or through a link. What cannot be opened is
-// passed over.
-func pins() map[uint32][]string {
-	byMap := map[uint32][]string{}
-	filepath.WalkDir(bpffs, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
-			return nil
-		}
-		if id := pinnedMap(path); id != 0 {
-			byMap[id] = append(byMap[id], path)
+// unpinStale removes the pin of a name, if what it holds is registered no more.
+func unpinStale(path string) error {
+	err := withPin(path, func(path string) error {
+		if !structops.Stale(path) {
+			return errNotStale
 		}
 		return nil
+	})
+	if errors.Is(err, errNotStale) {
+		return &RefusedError{path, "it holds something else", "if nobody else needs it, remove it: rm " + path}
+	}
+	if err != nil {
+		return err
+	}
+	return unpin(path)
+}
+
+var errNotStale = errors.New("it is no congestion control that was registered")
+
+// pinDepth is how deep below bpffs pins are looked for.
+const pinDepth = 8
+
+// walkPins finds what is pinned on bpffs, by whomever, and hands it to fn with the
+// directory that it is in: it follows no symbolic link, but nothing else is known of
+// who made it.
+func walkPins(fn func(d *dir, name string)) {
+	fd, err := unix.Open(bpffs, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	root := &dir{os.NewFile(uintptr(fd), bpffs), bpffs}
+	defer root.Close()
+	root.walk(0, fn)
+}
+
+func (d *dir) walk(depth int, fn func(d *dir, name string)) {
+	dirs, files, _ := d.names()
+	for _, name := range files {
+		if d.inode(name) != 0 {
+			fn(d, name)
+		}
+	}
+	if depth == pinDepth {
+		return
+	}
+	for _, name := range dirs {
+		fd, err := unix.Openat(int(d.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			continue
+		}
+		path := filepath.Join(d.path, name)
+		sub := &dir{os.NewFile(uintptr(fd), path), path}
+		sub.walk(depth+1, fn)
+		sub.Close()
+	}
+}
+
+// inode is that of a file in it; 0 if it is none.
+func (d *dir) inode(name string) uint64 {
+	var st unix.Stat_t
+	if unix.Fstatat(int(d.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return 0
+	}
+	return st.Ino
+}
+
+// pins finds what is pinned on bpffs: the paths by the id of the map that they hold, be
+// it directly or through a link. They are for people: what is at a path may be
+// something else by now. What cannot be opened is passed over.
+func pins() map[uint32][]string {
+	byMap := map[uint32][]string{}
+	walkPins(func(d *dir, name string) {
+		if id := pinnedMap(d.at(name)); id != 0 {
+			byMap[id] = append(byMap[id], filepath.Join(d.path, name))
+		}
 	})
 	return byMap
 }
 
-// removePins removes pins, and our directory with the last one in it.
-func removePins(paths []string) error {
+// pinSet are the pins of a map, found while they held it.
+type pinSet []foundPin
+
+type foundPin struct {
+	dir   *dir
+	name  string
+	inode uint64
+}
+
+// pinsOf finds the pins of a map. Close is to be called.
+func pinsOf(mapID uint32) (set pinSet) {
+	walkPins(func(d *dir, name string) {
+		inode := d.inode(name)
+		if pinnedMap(d.at(name)) != mapID {
+			return
+		}
+		fd, err := unix.FcntlInt(d.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return
+		}
+		set = append(set, foundPin{&dir{os.NewFile(uintptr(fd), d.path), d.path}, name, inode})
+	})
+	return set
+}
+
+func (s pinSet) paths() (paths []string) {
+	for _, p := range s {
+		paths = append(paths, filepath.Join(p.dir.path, p.name))
+	}
+	return paths
+}
+
+// remove removes them. What is a different file by now stays, and so does the one at
+// the path keep.
+func (s pinSet) remove(keep string) error {
 	var errs []error
-	for _, p := range paths {
-		if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
+	for _, p := range s {
+		if p.dir.inode(p.name) != p.inode || filepath.Join(p.dir.path, p.name) == keep {
+			continue
+		}
+		if err := unix.Unlinkat(int(p.dir.Fd()), p.name, 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, p.dir.wrap("remove", p.name, err))
 		}
 	}
-	os.Remove(pinDir)
+	tidyUp(pinDir)
 	return errors.Join(errs...)
+}
+
+func (s pinSet) Close() error {
+	for _, p := range s {
+		p.dir.Close()
+	}
+	return nil
+}
+
+// ownMap is pinnedMap of a pin of ours.
+func ownMap(path string) (id uint32) {
+	withPin(path, func(path string) error { id = pinnedMap(path); return nil })
+	return id
 }
 
 // pinnedMap is the id of the map that a pin holds; 0 if it holds none.

@@ -8,10 +8,10 @@
 // It keeps no state of its own. What is registered lives in the kernel, held by
 // a pin on bpffs:
 //
-//	/sys/fs/bpf/ccload/NAME      the BPF link (before Linux 6.4: the map)
-//	/sys/fs/bpf/ccload-extend    what Extend put in the place of functions
-//	/sys/fs/bpf/ccload-use       control groups' selections, and what Restore puts back
-//	/sys/fs/bpf/ccload-replace*  a replacement under way
+//	/sys/fs/bpf/ccload/name/NAME  the BPF link (before Linux 6.4: the map)
+//	/sys/fs/bpf/ccload/extend     what Extend put in the place of functions
+//	/sys/fs/bpf/ccload/use        control groups' selections, and what Restore puts back
+//	/sys/fs/bpf/ccload/replace    a replacement under way
 //
 // so a registration outlives the process that made it and ends with Unregister,
 // with the removal of the pin, or with the machine. Sockets that run a
@@ -184,7 +184,9 @@ func Unregister(name string, o UnregisterOptions) (*Unregistration, error) {
 		}
 		u.Reset, u.Moved = inUse.Namespaces, inUse.Places
 	}
-	u.Pins = pins()[e.MapID]
+	held := pinsOf(e.MapID)
+	defer held.Close()
+	u.Pins = held.paths()
 	if err := structops.Unregister(e.info); err != nil {
 		if uerr := undo(); uerr != nil {
 			err = fmt.Errorf("%w; and the defaults are not put back: %w", err, uerr)
@@ -194,7 +196,7 @@ func Unregister(name string, o UnregisterOptions) (*Unregistration, error) {
 	if err := dropExtensions(name); err != nil {
 		u.Warnings = append(u.Warnings, "its extensions: "+err.Error())
 	}
-	if err := removePins(u.Pins); err != nil {
+	if err := held.remove(""); err != nil {
 		u.Warnings = append(u.Warnings, "a pin that holds nothing more: "+err.Error())
 	}
 	return u, nil

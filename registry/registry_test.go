@@ -61,7 +61,7 @@ func TestRegister(t *testing.T) {
 	kerneltest.Privileged(t)
 	const name = "ccr.life"
 	r := register(t, Options{Name: name, Allow: true})
-	if r.Name != name || r.MapID == 0 || r.Pin != "/sys/fs/bpf/ccload/ccr-life" {
+	if r.Name != name || r.MapID == 0 || r.Pin != "/sys/fs/bpf/ccload/name/ccr-life" {
 		t.Errorf("registered %+v", r)
 	}
 	entries, warnings, err := List()
@@ -196,10 +196,11 @@ func TestRegisterErrors(t *testing.T) {
 	if err := os.MkdirAll(way, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Register(reno(t), Options{Name: "ccr_way"}); !errors.Is(err, unix.ENOTEMPTY) {
+	var refused *RefusedError
+	if _, err := Register(reno(t), Options{Name: "ccr_way"}); !errors.As(err, &refused) || refused.Path != filepath.Dir(way) {
 		t.Errorf("the place of the pin is taken: %v", err)
 	}
-	for _, dir := range []string{way, filepath.Dir(way), pinDir} {
+	for _, dir := range []string{way, filepath.Dir(way), pinDir, rootDir} {
 		if err := os.Remove(dir); err != nil {
 			t.Error(err)
 		}

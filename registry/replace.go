@@ -5,7 +5,6 @@ package registry
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -172,8 +171,8 @@ func (r *Replacement) migrate(states stateSet) *Moved {
 // Until all are handed over from the code that was replaced, a pin holds and remembers
 // it, should the process be killed:
 //
-//	/sys/fs/bpf/ccload-replaced/NAME
-const replacedDir = bpffs + "/ccload-replaced"
+//	/sys/fs/bpf/ccload/replace/old/NAME
+const replacedDir = replaceDir + "/old"
 
 // pinReplaced pins the code that is to be replaced.
 func pinReplaced(from *structops.Info) (forget func(), err error) {
@@ -184,27 +183,19 @@ func pinReplaced(from *structops.Info) (forget func(), err error) {
 		return nil, err
 	}
 	defer m.Close()
-	if err := ownDir(replacedDir); err != nil {
-		return nil, err
-	}
 	path := filepath.Join(replacedDir, pinName(from.Name))
-	forget = func() {
-		os.Remove(path)
-		os.Remove(replacedDir)
-	}
-	if err := m.Pin(path); err != nil {
-		forget()
+	if err := newPin(path, m.Pin); err != nil {
 		return nil, err
 	}
-	return forget, nil
+	return func() { unpin(path) }, nil
 }
 
 // A replacement without a link passes through a shadow name, which a pin
 //
-//	/sys/fs/bpf/ccload-replace/NAME
+//	/sys/fs/bpf/ccload/replace/new/NAME
 //
 // holds and remembers, should the process be killed.
-const replaceDir = bpffs + "/ccload-replace"
+const shadowDir = replaceDir + "/new"
 
 // shadowOf is the shadow name of a name.
 func shadowOf(name string) string {
@@ -231,17 +222,15 @@ func (r *Replacement) shadow(e *Entry, spec *structops.Spec, ops *structops.Ops,
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(replaceDir, pinName(r.Name))
-	var link *structops.Link
-	if err = ownDir(replaceDir); err == nil {
-		link, err = obj.AttachPinned(ops.Map, func(l *structops.Link) error { return l.Pin(path) })
-	}
+	path := filepath.Join(shadowDir, pinName(r.Name))
+	link, err := obj.AttachPinned(ops.Map, func(l *structops.Link) error { return newPin(path, l.Pin) })
 	if err != nil {
 		sweepReplacements()
 		return errors.Join(err, undo())
 	}
 	link.Close()
-	old := pins()[e.MapID]
+	old := pinsOf(e.MapID)
+	defer old.Close()
 	if _, err = seen.reset(r.Name, ops.Name); err == nil {
 		err = structops.Unregister(e.info)
 	}
@@ -254,16 +243,13 @@ func (r *Replacement) shadow(e *Entry, spec *structops.Spec, ops *structops.Ops,
 	}
 	r.Warnings = append(r.Warnings, fmt.Sprintf(
 		"there is no BPF link to replace it by: for a moment the name was not there, and sockets that were opened then run the new code as %s", ops.Name))
-	old = slices.DeleteFunc(old, func(p string) bool {
-		return p == filepath.Join(pinDir, pinName(r.Name)) || p == filepath.Join(replacedDir, pinName(r.Name))
-	})
-	return removePins(old)
+	return old.remove(filepath.Join(replacedDir, pinName(r.Name))) // finish has put another in the place of the name's
 }
 
 // finish gives the name whose shadow a pin holds its places back: to the old code
 // if that is still registered, else to the shadow's. The shadow then goes.
 func finish(path string) (mapID uint32, err error) {
-	shadow, err := structops.Inspect(pinnedMap(path))
+	shadow, err := structops.Inspect(ownMap(path))
 	if err != nil {
 		return 0, err
 	}
@@ -298,34 +284,35 @@ func finish(path string) (mapID uint32, err error) {
 	if err := structops.Unregister(shadow); err != nil {
 		return 0, err
 	}
-	os.Remove(path) // which Unregister may have done
-	os.Remove(replaceDir)
+	unpin(path) // which Unregister may have done
 	return e.MapID, nil
 }
 
 // sweepReplacements finishes those that were killed. What cannot be finished now is
 // left for the next time.
 func sweepReplacements() {
-	entries, _ := os.ReadDir(replaceDir)
-	for _, e := range entries {
-		path := filepath.Join(replaceDir, e.Name())
-		if structops.Stale(path) {
-			os.Remove(path)
-		} else {
+	names, _ := pinsIn(shadowDir)
+	for _, name := range names {
+		path := filepath.Join(shadowDir, name)
+		if unpinStale(path) != nil {
 			finish(path)
 		}
 	}
-	os.Remove(replaceDir)
-	entries, _ = os.ReadDir(replacedDir)
-	for _, e := range entries {
-		path := filepath.Join(replacedDir, e.Name())
-		if old, err := structops.Inspect(pinnedMap(path)); err == nil && !old.Registered() {
+	tidyUp(shadowDir)
+	names, _ = pinsIn(replacedDir)
+	for _, name := range names {
+		path := filepath.Join(replacedDir, name)
+		old, err := structops.Inspect(ownMap(path))
+		if err != nil {
+			continue
+		}
+		if !old.Registered() {
 			seen, _ := survey("")
 			r := &Replacement{Name: old.Name, Before: old.MapID}
 			r.reselect(seen.defaults[r.Name])
 			r.migrateListeners()
 		}
-		os.Remove(path)
+		unpin(path)
 	}
-	os.Remove(replacedDir)
+	tidyUp(replacedDir)
 }

@@ -22,12 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// useDir has the pins of selections: what has to outlive the process that made
-// them, beyond what the kernel keeps anyway.
-const (
-	useDir   = bpffs + "/ccload-use"
-	undoPath = useDir + "/undo"
-)
+const undoPath = useDir + "/undo"
 
 // journal remembers what was there before a selection, so that it can be put back,
 // also by another process: a pinned hash map, which goes with its last entry. An
@@ -75,7 +70,7 @@ func (v *value) ours(now string) bool {
 
 // openJournal opens the journal; nil if there is none and none is to be made.
 func openJournal(make bool) (*journal, error) {
-	m, err := ebpf.LoadPinnedMap(undoPath, nil)
+	m, err := openMap(undoPath)
 	if errors.Is(err, fs.ErrNotExist) {
 		if !make {
 			return nil, nil
@@ -85,7 +80,7 @@ func openJournal(make bool) (*journal, error) {
 	if err != nil {
 		return nil, fmt.Errorf("undo journal: %w", err)
 	}
-	if m.KeySize() != uint32(unsafe.Sizeof(key{})) || m.ValueSize() != uint32(unsafe.Sizeof(value{})) {
+	if m.Type() != ebpf.Hash || m.KeySize() != uint32(unsafe.Sizeof(key{})) || m.ValueSize() != uint32(unsafe.Sizeof(value{})) {
 		m.Close()
 		return nil, fmt.Errorf("undo journal %q: another version of ccload made it", undoPath)
 	}
@@ -93,9 +88,6 @@ func openJournal(make bool) (*journal, error) {
 }
 
 func newJournal() (*ebpf.Map, error) {
-	if err := ownDir(useDir); err != nil {
-		return nil, err
-	}
 	m, err := ebpf.NewMap(&ebpf.MapSpec{
 		Name: "ccload_undo", Type: ebpf.Hash, MaxEntries: maxEntries, Flags: unix.BPF_F_NO_PREALLOC,
 		KeySize: uint32(unsafe.Sizeof(key{})), ValueSize: uint32(unsafe.Sizeof(value{})),
@@ -103,7 +95,7 @@ func newJournal() (*ebpf.Map, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := m.Pin(undoPath); err != nil {
+	if err := newPin(undoPath, m.Pin); err != nil {
 		m.Close()
 		return nil, err
 	}
@@ -116,8 +108,7 @@ func (j *journal) close() {
 	entries, err := j.entries()
 	j.m.Close()
 	if err == nil && len(entries) == 0 {
-		os.Remove(undoPath)
-		os.Remove(useDir) // which fails, as it should, where other pins are in it
+		unpin(undoPath)
 	}
 }
 

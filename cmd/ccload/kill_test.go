@@ -79,7 +79,7 @@ use:
 				t.Errorf("shadow %q is still there", i.Name)
 			}
 		}
-		if _, err := os.Stat("/sys/fs/bpf/ccload/" + name); n > 1 || (err == nil) != (n == 1) {
+		if _, err := os.Stat("/sys/fs/bpf/ccload/name/" + name); n > 1 || (err == nil) != (n == 1) {
 			t.Errorf("%d are registered, and of the pin: %v", n, err)
 		}
 		return n > 0
