@@ -3,8 +3,6 @@
 package trace
 
 import (
-	"bytes"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -234,89 +232,4 @@ func (r *rows[T]) close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return errors.Join(r.flush(len(r.buf)), r.w.Close(), r.file.Close())
-}
-
-// Result is a result directory, read.
-type Result struct {
-	Run     *Run
-	Samples []Sample     // in order of time
-	Links   []LinkSample // in order of time
-}
-
-// Open reads a result directory. One that a newer ccload wrote is refused, as is
-// one whose run did not end.
-func Open(dir string) (*Result, error) {
-	r, err := open(dir)
-	if err != nil {
-		return nil, fmt.Errorf("results %q: %w", dir, err)
-	}
-	return r, nil
-}
-
-func open(dir string) (*Result, error) {
-	b, err := os.ReadFile(filepath.Join(dir, runFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		if _, serr := os.Stat(filepath.Join(dir, samplesFile)); serr == nil {
-			return nil, errors.New("the run did not end: there is no " + runFile)
-		}
-	}
-	if err != nil {
-		return nil, err
-	}
-	r := &Result{}
-	if r.Run, err = parseRun(b); err != nil {
-		return nil, fmt.Errorf("%s: %w", runFile, err)
-	}
-	if r.Samples, err = readRows[Sample](filepath.Join(dir, samplesFile)); err != nil {
-		return nil, err
-	}
-	if r.Links, err = readRows[LinkSample](filepath.Join(dir, linkFile)); err != nil {
-		return nil, err
-	}
-	return r, nil
-}
-
-func parseRun(b []byte) (*Run, error) {
-	// The format first: nothing else of a newer file can be relied upon.
-	var head struct {
-		Format int `json:"format"`
-	}
-	if err := json.Unmarshal(b, &head); err != nil {
-		return nil, err
-	}
-	if head.Format > Format {
-		return nil, fmt.Errorf("format %d is newer than this ccload's %d", head.Format, Format)
-	}
-	if head.Format < 1 {
-		return nil, errors.New("it has no format: not a result of ccload")
-	}
-	r := &Run{}
-	return r, json.Unmarshal(b, r)
-}
-
-func readRows[T any](path string) ([]T, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	rows, err := parseRows[T](b)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", filepath.Base(path), err)
-	}
-	return rows, nil
-}
-
-func parseRows[T any](b []byte) (rows []T, err error) {
-	// The library panics on some files that are damaged.
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("damaged: %v", p)
-		}
-	}()
-	// The library makes room for a footer of whatever size the file claims. The
-	// last eight bytes are that size and the magic number.
-	if n := len(b) - 8; n < 4 || uint64(binary.LittleEndian.Uint32(b[n:])) > uint64(n-4) {
-		return nil, errors.New("damaged: its footer does not fit")
-	}
-	return parquet.Read[T](bytes.NewReader(b), int64(len(b)))
 }

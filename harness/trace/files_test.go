@@ -19,6 +19,14 @@ import (
 	"ccload/internal/kerneltest"
 )
 
+// experiment is of three flows, with the IDs from 0 on.
+func experiment(duration float64) Experiment {
+	return Experiment{
+		Duration: duration, Interval: 0.01, Link: Link{Kind: "netem", Rate: 1e6, RTT: 0.1, Buffer: 8, MTU: 1500},
+		Flows: []Flow{{CC: "cubic", Duration: duration}, {ID: 1, CC: "cubic"}, {ID: 2, CC: "reno"}},
+	}
+}
+
 // write makes a result with n samples, each pair of which comes in the wrong
 // order, and n states of the link.
 func write(t *testing.T, dir string, n int) *Run {
@@ -49,7 +57,8 @@ func write(t *testing.T, dir string, n int) *Run {
 	})
 	both.Wait()
 	run := &Run{
-		Format: Format, Dir: dir, Kernel: "6.18.0", Seed: 3, Flows: []FlowResult{{ID: 1, CC: "cubic", Throughput: new(1e6)}},
+		Format: Format, Dir: dir, Kernel: "6.18.0", Seed: 3, Experiment: experiment(float64(n)),
+		Link: LinkResult{Link: experiment(1).Link}, Flows: []FlowResult{{ID: 1, CC: "cubic", Throughput: new(1e6)}},
 		Checks: []Check{{Name: "rate", Want: "1", Got: "2", Why: "so"}}, Warnings: []string{"w"}, Sysctls: map[string]string{"a": "b"},
 	}
 	if err := w.Finish(run); err != nil {
@@ -160,7 +169,7 @@ func TestUnfinishedKeepsRows(t *testing.T) {
 	if err := errors.Join(w.Close(), w.Close()); err != nil {
 		t.Fatal(err)
 	}
-	rows, err := readRows[Sample](filepath.Join(dir, samplesFile))
+	rows, err := readRows(filepath.Join(dir, samplesFile), func([]Sample) error { return nil })
 	if err != nil || len(rows) != 1 || rows[0].Time != 1 {
 		t.Errorf("%v, %v", rows, err)
 	}
@@ -175,17 +184,28 @@ func FuzzOpen(f *testing.F) {
 	}
 	for i := range 10 {
 		w.Sample(Sample{Time: float64(i), Source: Ack})
+		w.Link(LinkSample{Time: float64(i)})
 	}
-	if err := w.Finish(&Run{Format: Format}); err != nil {
+	if err := w.Finish(&Run{Format: Format, Experiment: experiment(10)}); err != nil {
 		f.Fatal(err)
 	}
 	run, _ := os.ReadFile(filepath.Join(dir, runFile))
 	samples, _ := os.ReadFile(filepath.Join(dir, samplesFile))
 	f.Add(run, samples)
 	f.Add([]byte(`{"format":1}`), []byte("PAR1\x00\x00\x00\x00PAR1"))
-	f.Fuzz(func(t *testing.T, run, samples []byte) {
-		parseRun(run)
-		parseRows[Sample](samples)
+	links, _ := os.ReadFile(filepath.Join(dir, linkFile))
+	f.Add(run, links)
+	f.Fuzz(func(t *testing.T, run, rows []byte) {
+		r, err := parseRun(run)
+		if err != nil {
+			r = &Run{Experiment: experiment(10)}
+		}
+		if samples, err := parseRows[Sample](rows); err == nil {
+			r.checkSamples(samples)
+		}
+		if links, err := parseRows[LinkSample](rows); err == nil {
+			r.checkLinks(links)
+		}
 	})
 }
 
@@ -205,12 +225,14 @@ func TestFullDisk(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 1)) // what cannot be compressed
 	n := 0
 	for ; err == nil && n < 10_000_000; n++ {
-		err = w.Sample(Sample{Time: float64(n), BytesAcked: rnd.Uint64(), SRTT: rnd.Float64(), MinRTT: rnd.Float64(), PacingRate: rnd.Float64()})
+		err = w.Sample(Sample{Time: float64(n), Source: Ack, BytesAcked: uint64(n)<<32 + rnd.Uint64()>>32, SRTT: rnd.Float64(), MinRTT: rnd.Float64(), PacingRate: rnd.Float64()})
 	}
 	if !errors.Is(err, unix.ENOSPC) {
 		t.Fatalf("after %d rows: %v", n, err)
 	}
-	if err := w.Finish(&Run{Format: Format, Incomplete: true}); err != nil {
+	if err := w.Finish(&Run{
+		Format: Format, Incomplete: true, Experiment: experiment(float64(n)), Link: LinkResult{Link: experiment(1).Link},
+	}); err != nil {
 		t.Fatal(err)
 	}
 	r, err := Open(dir)
