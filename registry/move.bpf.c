@@ -22,7 +22,7 @@ const volatile struct name to = {};
 const volatile bool needs_ecn = false; /* it has TCP_CONG_NEEDS_ECN */
 const volatile bool replacing = false; /* the name has other code than before */
 
-__u64 remembered; /* sockets that remember what they had */
+__u64 remembered; /* sockets of this walk that remember what they had */
 
 /* What became of a socket. Also known to user space: registry/move.go. */
 enum {
@@ -84,11 +84,9 @@ static __always_inline bool same(const struct name *a, const struct name *b)
 	return a->word[0] == b->word[0] && a->word[1] == b->word[1];
 }
 
-/* NULL for what is not meant, or was met before. Requests and TIME-WAIT are no tcp_sock. */
-static __always_inline struct outcome *meant(void *skc, struct tcp_sock **tp)
+/* NULL for what is not meant, or was met before. */
+static __always_inline struct outcome *meant(void *skc)
 {
-	if (!skc || !(*tp = bpf_skc_to_tcp_sock(skc)))
-		return NULL;
 	__u64 cookie = bpf_get_socket_cookie(skc);
 	struct outcome *o = bpf_map_lookup_elem(&chosen, &cookie);
 	return o && o->state == PENDING ? o : NULL;
@@ -106,14 +104,8 @@ static __always_inline long set(void *skc, struct tcp_sock *tp, struct name *nam
 	return o->error;
 }
 
-SEC("iter/tcp")
-int move(__u64 *ctx)
+static __always_inline void move_one(void *skc, struct tcp_sock *tp, struct outcome *o)
 {
-	void *skc = (void *)ctx[1];
-	struct tcp_sock *tp;
-	struct outcome *o = meant(skc, &tp);
-	if (!o)
-		return 0;
 	struct name name = { { to.word[0], to.word[1] } }, now = {};
 	__u8 state = ((struct sock_common *)skc)->skc_state;
 	struct inet_connection_sock___move *icsk = (void *)&tp->inet_conn;
@@ -121,23 +113,23 @@ int move(__u64 *ctx)
 	/* What a listener accepts has the default, unless the listener has chosen. */
 	if (replacing && state == TCP_LISTEN && !read_bits(icsk, icsk_ca_setsockopt)) {
 		o->state = NEVER;
-		return 0;
+		return;
 	}
 
 	if (needs_ecn && state != TCP_LISTEN && state != TCP_CLOSE && !(tp->ecn_flags & TCP_ECN_OK)) {
 		o->state = NO_ECN;
-		return 0;
+		return;
 	}
 	bpf_getsockopt(skc, SOL_TCP, TCP_CONGESTION, &now, sizeof(now));
 	if (same(&now, &name)) { /* another map may have the name by now */
 		set(skc, tp, &name, o);
-		return 0;
+		return;
 	}
 	struct former *f = bpf_sk_storage_get(&former, skc, NULL, CREATE);
 	if (!f) {
 		o->state = FAILED;
 		o->error = -12; /* ENOMEM */
-		return 0;
+		return;
 	}
 	struct former was = *f;
 	if (!same(&f->ours, &now)) /* new, or somebody has moved it since */
@@ -148,7 +140,7 @@ int move(__u64 *ctx)
 			*f = was;
 		else
 			bpf_sk_storage_delete(&former, skc);
-		return 0;
+		return;
 	}
 	bpf_getsockopt(skc, SOL_TCP, TCP_CONGESTION, &now, sizeof(now));
 	if (!same(&now, &name)) {
@@ -157,6 +149,42 @@ int move(__u64 *ctx)
 	}
 	if (same(&f->before, &f->ours))
 		bpf_sk_storage_delete(&former, skc);
+}
+
+static __always_inline void restore_one(void *skc, struct tcp_sock *tp, struct outcome *o)
+{
+	struct former *f = bpf_sk_storage_get(&former, skc, NULL, 0);
+	if (!f) {
+		o->state = NEVER;
+		return;
+	}
+	struct name before = f->before, now = {};
+	bpf_getsockopt(skc, SOL_TCP, TCP_CONGESTION, &now, sizeof(now));
+	if (!same(&now, &f->ours))
+		o->state = LEFT;
+	else if (set(skc, tp, &before, o))
+		return;
+	bpf_sk_storage_delete(&former, skc);
+}
+
+static __always_inline void note(void *skc)
+{
+	if (bpf_sk_storage_get(&former, skc, NULL, 0))
+		remembered++;
+}
+
+/* Requests and TIME-WAIT are no tcp_sock. */
+SEC("iter/tcp")
+int move(__u64 *ctx)
+{
+	void *skc = (void *)ctx[1];
+	struct tcp_sock *tp = skc ? bpf_skc_to_tcp_sock(skc) : NULL;
+	if (!tp)
+		return 0;
+	struct outcome *o = meant(skc);
+	if (o)
+		move_one(skc, tp, o);
+	note(skc);
 	return 0;
 }
 
@@ -164,26 +192,20 @@ SEC("iter/tcp")
 int restore(__u64 *ctx)
 {
 	void *skc = (void *)ctx[1];
-	struct tcp_sock *tp;
-	struct outcome *o = meant(skc, &tp);
-	if (!o)
+	struct tcp_sock *tp = skc ? bpf_skc_to_tcp_sock(skc) : NULL;
+	if (!tp)
 		return 0;
-	struct former *f = bpf_sk_storage_get(&former, skc, NULL, 0);
-	if (!f) {
-		o->state = NEVER;
-		return 0;
-	}
-	struct name before = f->before, now = {};
-	bpf_getsockopt(skc, SOL_TCP, TCP_CONGESTION, &now, sizeof(now));
-	if (!same(&now, &f->ours))
-		o->state = LEFT;
-	else if (set(skc, tp, &before, o))
-		return 0;
-	bpf_sk_storage_delete(&former, skc);
+	struct outcome *o = meant(skc);
+	if (o)
+		restore_one(skc, tp, o);
+	note(skc);
 	return 0;
 }
 
-/* ctx[3] is what the socket ctx[2] remembers; at the end of the walk there is none. */
+/*
+ * All sockets, whatever namespace they are in. Some kernels refuse it.
+ * ctx[3] is what the socket ctx[2] remembers; at the end of the walk there is none.
+ */
 SEC("iter/bpf_sk_storage_map")
 int count(__u64 *ctx)
 {

@@ -9,9 +9,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"syscall"
 	"unsafe"
 
+	"ccload/internal/bpfload"
 	"ccload/internal/inetdiag"
 	"ccload/internal/netns"
 
@@ -40,6 +42,10 @@ type Moved struct {
 	Failed  int            `json:"failed,omitempty"`  // run what they did, or what the new one handed them on to
 	Reasons map[string]int `json:"reasons,omitempty"` // why, of the failed ones
 	Window  int            `json:"window,omitempty"`  // of the moved ones, those whose window or threshold the new algorithm's init has set
+
+	Warnings []string `json:"warnings,omitempty"`
+
+	remembered uint64 // sockets seen that remember what they had
 }
 
 // MoveSockets gives the open TCP sockets of a network namespace that a filter
@@ -56,7 +62,12 @@ func MoveSockets(ns *netns.NS, f *Filter, to string) (*Moved, error) {
 	var m *Moved
 	err := need("/", moving...)
 	if err == nil {
-		err = locked(func() (err error) { m, err = moveSockets(ns, f, unnamed, to, false); return err })
+		err = locked(func() (err error) {
+			if m, err = moveSockets(ns, f, unnamed, to, false); err == nil {
+				m.forget()
+			}
+			return err
+		})
 	}
 	if err != nil {
 		return nil, fmt.Errorf("move sockets to %q: %w", to, err)
@@ -72,7 +83,12 @@ func RestoreSockets(ns *netns.NS, f *Filter) (*Moved, error) {
 	var m *Moved
 	err := need("/", moving...)
 	if err == nil {
-		err = locked(func() (err error) { m, err = restoreSockets(ns, f); return err })
+		err = locked(func() (err error) {
+			if m, err = restoreSockets(ns, f); err == nil {
+				m.forget()
+			}
+			return err
+		})
 	}
 	if err != nil {
 		return nil, fmt.Errorf("restore sockets: %w", err)
@@ -104,8 +120,8 @@ func restoreSockets(ns *netns.NS, f *Filter) (*Moved, error) {
 		return &Moved{}, nil
 	}
 	cookies, err := choose(ns, f, anyState)
-	if err != nil {
-		return nil, err
+	if err != nil || len(cookies) == 0 {
+		return &Moved{}, err
 	}
 	return iterate(ns, cookies, "restore", nil)
 }
@@ -135,6 +151,9 @@ func (r *Restoration) allSockets() error {
 		}
 		total.add(m)
 	}
+	total.forget()
+	r.Warnings = append(r.Warnings, total.Warnings...)
+	total.Warnings = nil
 	if total.Matched > 0 {
 		r.Sockets = total
 	}
@@ -152,6 +171,8 @@ func (m *Moved) add(o *Moved) {
 	m.Gone += o.Gone
 	m.Failed += o.Failed
 	m.Window += o.Window
+	m.Warnings = append(m.Warnings, o.Warnings...)
+	m.remembered += o.remembered
 	for why, n := range o.Reasons {
 		m.fail(why, n)
 	}
@@ -208,48 +229,35 @@ const passes = 3
 
 // iterate runs one of the programs over the sockets.
 func iterate(ns *netns.NS, cookies []uint64, program string, variables map[string]any) (m *Moved, err error) {
-	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(moveObject))
-	if err != nil {
-		return nil, err
-	}
-	for name, v := range variables {
-		if err := spec.Variables[name].Set(v); err != nil {
-			return nil, err
-		}
-	}
-	spec.Maps["chosen"].MaxEntries = max(1, uint32(len(cookies)))
-	coll, err := loadFormer(spec)
+	coll, made, err := loadMover(program, variables, len(cookies))
 	if err != nil {
 		return nil, err
 	}
 	defer coll.Close()
-	defer func() {
-		if ferr := forget(coll); err == nil {
-			err = ferr
-		}
-	}()
-	m = &Moved{}
-	if len(cookies) == 0 {
-		return m, nil
-	}
 	chosen := coll.Maps["chosen"]
 	outcomes := make([]outcome, len(cookies))
 	if _, err := chosen.BatchUpdate(cookies, outcomes, nil); err != nil {
 		return nil, err
 	}
+	m = &Moved{}
 	for range passes {
-		if err := walk(ns, coll.Programs[program], nil); err != nil {
+		n, err := walkCounting(ns, coll, program)
+		if err != nil {
 			return nil, err
 		}
 		var cursor ebpf.MapBatchCursor
-		n, err := chosen.BatchLookup(&cursor, cookies, outcomes, nil)
+		got, err := chosen.BatchLookup(&cursor, cookies, outcomes, nil)
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return nil, err
 		}
-		m.count(outcomes[:n])
+		m.count(outcomes[:got])
+		m.remembered = n
 		if m.Gone == 0 {
 			break
 		}
+	}
+	if made && m.remembered == 0 {
+		return m, unpin(formerPath)
 	}
 	return m, nil
 }
@@ -314,38 +322,115 @@ func walk(ns *netns.NS, prog *ebpf.Program, over *ebpf.Map) error {
 	})
 }
 
-// loadFormer loads the programs, with the pinned map of what sockets had, which it
-// makes if it is not there.
-func loadFormer(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
-	pinned, err := openMap(formerPath)
-	if err == nil {
-		defer pinned.Close()
-		return ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: map[string]*ebpf.Map{"former": pinned}})
+// walkCounting runs an iterator over the sockets of a namespace, and says how many of
+// them remember what they had.
+func walkCounting(ns *netns.NS, coll *ebpf.Collection, program string) (n uint64, err error) {
+	if err := coll.Variables["remembered"].Set(n); err != nil {
+		return 0, err
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s: %w", formerPath, err)
+	if err := walk(ns, coll.Programs[program], nil); err != nil {
+		return 0, err
 	}
-	coll, err := ebpf.NewCollection(spec)
-	if err != nil {
-		return nil, err
-	}
-	if err := newPin(formerPath, coll.Maps["former"].Pin); err != nil {
-		coll.Close()
-		return nil, err
-	}
-	return coll, nil
+	return n, coll.Variables["remembered"].Get(&n)
 }
 
-// forget takes the pin away when no socket remembers anything.
-func forget(coll *ebpf.Collection) error {
+// loadMover loads one of the programs with the pinned map of what sockets had, and says
+// whether it has made that.
+func loadMover(program string, variables map[string]any, chosen int) (coll *ebpf.Collection, made bool, err error) {
+	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(moveObject))
+	if err != nil {
+		return nil, false, err
+	}
+	maps.DeleteFunc(spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool { return name != program })
+	for name, v := range variables {
+		if err := spec.Variables[name].Set(v); err != nil {
+			return nil, false, err
+		}
+	}
+	spec.Maps["chosen"].MaxEntries = max(1, uint32(chosen))
+	former, made, err := openFormer(spec.Maps["former"])
+	if err != nil {
+		return nil, false, err
+	}
+	defer former.Close()
+	coll, err = bpfload.Load(spec, map[string]*ebpf.Map{"former": former})
+	if err != nil && made {
+		err = errors.Join(err, unpin(formerPath))
+	}
+	return coll, made, err
+}
+
+// openFormer opens the pinned map of what sockets had, or makes and pins it.
+func openFormer(spec *ebpf.MapSpec) (former *ebpf.Map, made bool, err error) {
+	former, err = openMap(formerPath)
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return former, false, err
+	}
+	if former, err = ebpf.NewMap(spec); err != nil {
+		return nil, false, bpfload.Plain(err)
+	}
+	if err := newPin(formerPath, former.Pin); err != nil {
+		former.Close()
+		return nil, false, err
+	}
+	return former, true, nil
+}
+
+// forget takes the pin away when no socket remembers anything. It is done after the
+// sockets of one or more namespaces were moved.
+func (m *Moved) forget() {
+	if m.remembered > 0 || !isPinned(formerPath) {
+		return
+	}
+	some, err := remembered()
+	if err == nil && !some {
+		err = unpin(formerPath)
+	}
+	if err != nil {
+		m.Warnings = append(m.Warnings, fmt.Sprintf("%s, which says what moved sockets had before, stays: %v", formerPath, err))
+	}
+}
+
+// remembered says whether any socket remembers what it had: of all that there are, or
+// where the kernel refuses the program that walks through these, of those that can be
+// restored. Where processes are hidden it may be so.
+func remembered() (bool, error) {
+	if n, err := countAll(); err == nil || !allProcesses() {
+		return n > 0 || err != nil, nil
+	}
+	const program = "restore" // which does nothing to sockets that are not chosen
+	coll, _, err := loadMover(program, nil, 0)
+	if err != nil {
+		return false, err
+	}
+	defer coll.Close()
+	visible, err := netns.List("/")
+	if err != nil {
+		return false, err
+	}
+	self := ownInode()
+	for _, v := range visible {
+		n := namespace{v, v.Inode == self}
+		var some uint64
+		err := n.do(func() (err error) { some, err = walkCounting(nil, coll, program); return err })
+		if err != nil || some > 0 {
+			return true, err
+		}
+	}
+	return false, nil
+}
+
+// countAll counts the sockets that remember what they had, in all namespaces.
+func countAll() (n uint64, err error) {
+	coll, _, err := loadMover("count", nil, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer coll.Close()
 	if err := walk(nil, coll.Programs["count"], coll.Maps["former"]); err != nil {
-		return err
+		return 0, err
 	}
-	var n uint64
-	if err := coll.Variables["remembered"].Get(&n); err != nil || n > 0 {
-		return err
-	}
-	return unpin(formerPath)
+	return n, coll.Variables["remembered"].Get(&n)
 }
 
 // The programs' structure is packed as Go's is.

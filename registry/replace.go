@@ -165,6 +165,9 @@ func (r *Replacement) migrate(states stateSet) *Moved {
 		}
 		total.add(m)
 	}
+	total.forget()
+	r.Warnings = append(r.Warnings, total.Warnings...)
+	total.Warnings = nil
 	return total
 }
 

@@ -36,6 +36,7 @@ func (a *app) useSockets(ns *netns.NS, f *useFlags, name string) error {
 	if err != nil {
 		return err
 	}
+	a.warn(m.Warnings)
 	err = a.print(movedSockets{f.where, filter.String(), name, m}, func() { a.moved(m, to) })
 	if m.Moved > 0 && !f.restore {
 		a.back(f, " --sockets ''")
