@@ -8,7 +8,6 @@ import (
 	"os"
 	"strings"
 
-	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -108,73 +107,23 @@ func lockdown(line string) string {
 	return mode
 }
 
-// VerifierError says that the kernel's verifier refused a program. Its text is
-// one line; with %+v it is the verifier's whole log. errors.As finds the
-// *ebpf.VerifierError in it.
+// VerifierError says that the kernel's verifier refused a program, and why. Its
+// text is the reason in one line, as Verify has it; with %+v it is the verifier's
+// whole log. errors.As finds the *ebpf.VerifierError in it, and the errno.
 type VerifierError struct {
-	Program string
-	Member  string
-	Policy  string // in the place of Member: it is an extension
-	Err     *ebpf.VerifierError
+	Reason
+	Err error
 }
 
-func (e *VerifierError) Error() string {
-	what := fmt.Sprintf("program %q for member %q", e.Program, e.Member)
-	if e.Policy != "" {
-		what = fmt.Sprintf("program %q for function %q", e.Program, e.Policy)
-	}
-	reason, source := decisive(e.Err.Log)
-	if reason == "" {
-		return fmt.Sprintf("%s: refused by the kernel: %v", what, e.Err.Cause)
-	}
-	if source != "" {
-		source = " (at " + source + ")"
-	}
-	return fmt.Sprintf("%s: refused by the verifier: %s%s: %v", what, reason, source, e.Err.Cause)
-}
-
+func (e *VerifierError) Error() string { return e.Reason.String() }
 func (e *VerifierError) Unwrap() error { return e.Err }
 
 // Format writes the whole log for %+v.
 func (e *VerifierError) Format(f fmt.State, verb rune) {
 	fmt.Fprint(f, e.Error())
 	if verb == 'v' && f.Flag('+') {
-		for _, line := range e.Err.Log {
+		for _, line := range e.Log {
 			fmt.Fprintf(f, "\n\t%s", line)
 		}
 	}
-}
-
-// decisive finds in a verifier log the line that says why, and the line of C
-// that it was at. The reason is the last line that is neither an instruction,
-// nor a register state, nor statistics.
-func decisive(log []string) (reason, source string) {
-	for _, line := range log {
-		if rest, ok := strings.CutPrefix(line, "; "); ok {
-			// "; text @ file:line" since Linux 6.8
-			if text, at, ok := strings.Cut(rest, " @ "); ok {
-				rest = at + ": " + strings.TrimSpace(text)
-			}
-			source = rest
-			continue
-		}
-		if line == "" || isNoise(line) {
-			continue
-		}
-		reason = line
-	}
-	return reason, source
-}
-
-func isNoise(line string) bool {
-	for _, p := range []string{"processed ", "verification time", "stack depth", "mark_precise", "from ", "func#", "frame", "Validating ", "arg#", "last_idx", "regs=", "parent ", "old insn", "new insn", "safe", "propagating ", "cur state:", "old state:"} {
-		if strings.HasPrefix(line, p) {
-			return true
-		}
-	}
-	number, rest, ok := strings.Cut(line, ":")
-	if ok && number != "" && strings.Trim(number, "0123456789") == "" {
-		return true // "12: (85) call ..." or "12: R0=..."
-	}
-	return strings.HasPrefix(line, "R") && (strings.Contains(number, "=") || strings.HasPrefix(rest, " R"))
 }

@@ -62,7 +62,7 @@ func TestDecisive(t *testing.T) {
 		{"from 5 to 7: R0=0 R10=fp0\n7: R0=0\nThe sequence of 8193 jumps is too complex.\nverification time 12 usec\nstack depth 0\nprocessed 8 insns", "The sequence of 8193 jumps is too complex.", ""},
 		{"", "", ""},
 	} {
-		reason, source := decisive(strings.Split(c.log, "\n"))
+		reason, _, source := decisive(strings.Split(c.log, "\n"))
 		if reason != c.reason || source != c.source {
 			t.Errorf("got %q, %q; want %q, %q", reason, source, c.reason, c.source)
 		}

@@ -12,8 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"ccload/internal/kernelbtf"
-
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
@@ -96,12 +94,12 @@ func (e *Extension) load(to *Info, policy string, how How) (*ExtensionObject, er
 		return nil, err
 	}
 	defer closeTargets(coll)
-	loaded, err := ebpf.NewCollectionWithOptions(coll, ebpf.CollectionOptions{Cache: kernelbtf.Types()})
+	loaded, err := ebpf.NewCollectionWithOptions(coll, withoutLog())
 	if err != nil {
-		err = loadError(coll, err)
+		err = e.spec.loadError(coll, nil, err)
 		var ve *VerifierError
 		if errors.As(err, &ve) {
-			ve.Member, ve.Policy = "", policy
+			ve.Member = policy
 		}
 		return nil, err
 	}

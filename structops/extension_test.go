@@ -324,7 +324,7 @@ func TestExtensionErrors(t *testing.T) {
 		{"extensions", "only", "", ErrPolicy, `has the slot for "only" in cong_avoid, the object's program is for undo_cwnd`},
 		{"extensions", "only", Freplace, ErrPolicy, "the object has no program for only (freplace), but for absent (freplace), only (tail-call)"},
 		{"extensions", "absent", "", ErrNotFound, `"absent"`},
-		{"extrefused", "scale", TailCall, nil, `program "scale_slot" for function "scale": refused by the verifier: `},
+		{"extrefused", "scale", TailCall, nil, `field not writable: tcp_sock.snd_nxt: no write support to tcp_sock at off `},
 	} {
 		r, _, err := extension(t, c.object).Load(info, c.policy, c.how)
 		if err == nil || c.is != nil && !errors.Is(err, c.is) || !strings.Contains(err.Error(), c.text) {

@@ -13,7 +13,6 @@ import (
 	"ccload/internal/kernelbtf"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 )
 
@@ -83,9 +82,13 @@ func (s *Spec) Load(mapNames ...string) (_ *Object, err error) {
 	if len(obj.maps) == 0 {
 		return nil, fmt.Errorf("map: %w: the object has only optional ones: one must be named", ErrNotFound)
 	}
-	obj.coll, err = ebpf.NewCollectionWithOptions(coll, ebpf.CollectionOptions{Cache: kernelbtf.Types()})
+	obj.coll, err = ebpf.NewCollectionWithOptions(coll, withoutLog())
 	if err != nil {
-		return nil, loadError(coll, err)
+		var ops []*Ops
+		for _, m := range obj.maps {
+			ops = append(ops, &m.Ops)
+		}
+		return nil, s.loadError(coll, ops, err)
 	}
 	for _, m := range obj.maps {
 		if err := m.create(obj.coll, l); err != nil {
@@ -231,63 +234,42 @@ func (o *Object) find(mapName string) (*opsMap, error) {
 	}
 }
 
-// loadError says what the library's error means to a user.
-func loadError(coll *ebpf.CollectionSpec, err error) error {
-	var at, program, member string
+// withoutLog is how programs are loaded that should be accepted: a log is asked for
+// when one was refused, and then of that program alone.
+func withoutLog() ebpf.CollectionOptions {
+	return ebpf.CollectionOptions{Cache: kernelbtf.Types(), Programs: ebpf.ProgramOptions{LogDisabled: true}}
+}
+
+// loadError says what the library's error means to a user: of a program that was
+// refused what Verify says of it.
+func (s *Spec) loadError(coll *ebpf.CollectionSpec, ops []*Ops, err error) error {
+	var refused *ebpf.ProgramSpec
 	for k, p := range coll.Programs {
 		if strings.Contains(err.Error(), "program "+k+": ") {
-			at, program = k, p.Name
-			_, member, _ = strings.Cut(p.AttachTo, ":")
+			refused = p
 		}
 	}
-	var ve *ebpf.VerifierError
-	if errors.As(err, &ve) && len(ve.Log) > 0 {
-		return &VerifierError{Program: program, Member: member, Err: ve}
-	}
-	if errors.Is(err, unix.EPERM) {
+	if refused == nil {
 		return permission("", err, loading...)
 	}
-	if missing := missingFunctions(coll, at); errors.Is(err, ebpf.ErrNotSupported) && len(missing) > 0 {
-		return fmt.Errorf("program %q for member %q: kernel function %q: %w, or lacks the module that has it", program, member, missing, ErrKernel)
+	_, why := s.examine(refused)
+	var forbidden *PermissionError
+	if errors.As(why, &forbidden) {
+		return why
 	}
-	if ve != nil {
-		return &VerifierError{Program: program, Member: member, Err: ve}
+	if why == nil { // it is accepted by itself
+		return err
 	}
-	return err
-}
-
-// missingFunctions are the functions that a program calls and the kernel and its
-// modules do not have.
-func missingFunctions(coll *ebpf.CollectionSpec, key string) string {
-	p := coll.Programs[key]
-	if p == nil {
-		return ""
-	}
-	kernel, err := kernelbtf.Types().Kernel()
-	if err != nil {
-		return ""
-	}
-	for i := range p.Instructions {
-		ins := &p.Instructions[i]
-		if !ins.IsKfuncCall() {
-			continue
-		}
-		var fn *btf.Func
-		if errors.Is(kernel.TypeByName(ins.Reference(), &fn), btf.ErrNotFound) && !inModule(ins.Reference()) {
-			return ins.Reference()
+	_, member, _ := strings.Cut(refused.AttachTo, ":")
+	of := &Ops{}
+	for _, o := range ops {
+		if o.Programs[member] == refused.Name {
+			of = o
 		}
 	}
-	return ""
-}
-
-func inModule(function string) bool {
-	modules, err := kernelbtf.Types().Modules()
-	if err != nil {
-		return false
+	e := &VerifierError{s.programReason(why, refused, of, member), why}
+	if e.Program, e.Member = refused.Name, member; e.Kind == FunctionMissing {
+		e.Err = fmt.Errorf("%w: %w", ErrKernel, why)
 	}
-	return slices.ContainsFunc(modules, func(name string) bool {
-		var fn *btf.Func
-		m, err := kernelbtf.Types().Module(name)
-		return err == nil && m.TypeByName(function, &fn) == nil
-	})
+	return e
 }

@@ -208,15 +208,22 @@ const maxLogged = 100_000
 // examine loads a program and describes it.
 func (s *Spec) examine(p *ebpf.ProgramSpec) ([]Function, error) {
 	entry := Function{Name: p.Name, Kind: EntryFunction}
-	prog, err := s.loadAlone(p, ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats})
+	load := s.loadAlone
+	prog, err := load(p, ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats})
 	var ve *ebpf.VerifierError
+	if errors.Is(err, unix.EFAULT) && !errors.As(err, &ve) {
+		// The library drops the log then, whatever is in it.
+		if _, raw := s.loadRaw(p, ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats, LogSizeStart: 1 << 20}); errors.As(raw, &ve) {
+			load, err = s.loadRaw, raw
+		}
+	}
 	if errors.As(err, &ve) {
 		st, ok := parseStats(ve.Log)
 		if ok {
 			entry.Processed, entry.States, entry.PeakStates, entry.MaxStatesPerInsn = &st.processed, &st.states, &st.peak, &st.maxPerInsn
 		}
 		if !ok || st.processed <= maxLogged {
-			prog, err = s.loadAlone(p, ebpf.ProgramOptions{LogLevel: ebpf.LogLevelBranch, LogSizeStart: 8 << 20})
+			prog, err = load(p, ebpf.ProgramOptions{LogLevel: ebpf.LogLevelBranch, LogSizeStart: 8 << 20})
 		}
 	}
 	if err != nil {
@@ -234,8 +241,8 @@ func (s *Spec) examine(p *ebpf.ProgramSpec) ([]Function, error) {
 	return fs, nil
 }
 
-// loadAlone loads one program, with the maps of the object.
-func (s *Spec) loadAlone(p *ebpf.ProgramSpec, opt ebpf.ProgramOptions) (*ebpf.Program, error) {
+// onlyMaps is the collection without programs, also in its maps.
+func (s *Spec) onlyMaps() (*ebpf.CollectionSpec, error) {
 	coll, err := s.collection()
 	if err != nil {
 		return nil, err
@@ -245,6 +252,15 @@ func (s *Spec) loadAlone(p *ebpf.ProgramSpec, opt ebpf.ProgramOptions) (*ebpf.Pr
 			coll.Maps[name] = m.Copy()
 			coll.Maps[name].Contents = nil
 		}
+	}
+	return coll, nil
+}
+
+// loadAlone loads one program, with the maps of the object.
+func (s *Spec) loadAlone(p *ebpf.ProgramSpec, opt ebpf.ProgramOptions) (*ebpf.Program, error) {
+	coll, err := s.onlyMaps()
+	if err != nil {
+		return nil, err
 	}
 	coll.Programs[p.Name] = p
 	loaded, err := ebpf.NewCollectionWithOptions(coll, ebpf.CollectionOptions{Cache: kernelbtf.Types(), Programs: opt})

@@ -4,6 +4,7 @@ package structops
 
 import (
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -48,10 +49,76 @@ func parseStats(log []string) (st stats, ok bool) {
 	return st, ok
 }
 
+// What a verifier's log is made of, besides the sentences in which it says what is
+// wrong. Each has a form of its own.
+var (
+	// Statistics, at the end.
+	logStats = regexp.MustCompile(`^(processed \d+ insns|verification time |stack depth |insns processed )`)
+
+	// Where it is: source lines, instructions, states, jumps, functions.
+	logTrace = regexp.MustCompile(`^(; |\d+: |from \d+ to \d+|(frame\d+: ?)?R\d+(_\w+)?=|safe$|func#\d+ @|Validating \w+\(\) func#|Func#\d+ .*is safe for any args|live regs before insn)`)
+
+	// How it went on: what it remembers of states.
+	logState = regexp.MustCompile(`^(cur state:|old state:|mark_precise|last_idx \d|regs=|parent (didn't have|already had|state) |propagating |falling back to |(old|new) insn |\s*(frame\d+: ?)?R\d+(_\w+)?=)`)
+
+	// Sentences that it also says when nothing is wrong: they count only where it says
+	// nothing else.
+	logAside = regexp.MustCompile(`^(func '\w+' arg\d+ has btf_id |arg#\d+ reference type\('UNKNOWN '\)|reg type unsupported for arg#\d+|max struct nesting depth exceeded|Global function \w+\(\) doesn't return scalar)`)
+
+	// What it says after the sentence that matters.
+	logTrailer = regexp.MustCompile(`^Caller passes invalid args into func#`)
+)
+
+// decisive finds in a verifier's log the sentence that says why it refused, what it
+// said just before that, and the line of C that it was at.
+//
+// The verifier stops at the first thing that is wrong: why is what it says last,
+// after the last instruction, state or jump and before the statistics. So the log
+// is read from its end, and what is passed over is what has a form that no sentence
+// has. A list of sentences that are no reasons would never be complete.
+func decisive(log []string) (reason, before, source string) {
+	at := len(log) - 1
+	var said []string // the last first
+	for ; at >= 0; at-- {
+		line := log[at]
+		if line == "" || logStats.MatchString(line) || logState.MatchString(line) {
+			continue
+		}
+		if logTrace.MatchString(line) {
+			break
+		}
+		said = append(said, line)
+	}
+	for ; at >= 0 && source == ""; at-- {
+		if rest, ok := strings.CutPrefix(log[at], "; "); ok {
+			// "; text @ file:line" since Linux 6.8
+			if text, place, ok := strings.Cut(rest, " @ "); ok {
+				rest = place + ": " + strings.TrimSpace(text)
+			}
+			source = rest
+		}
+	}
+	if len(said) > 1 && logTrailer.MatchString(said[0]) {
+		said = said[1:]
+	}
+	rest := slices.DeleteFunc(slices.Clone(said), logAside.MatchString)
+	if len(rest) == 0 {
+		rest = said
+	}
+	if len(rest) > 0 {
+		reason = rest[0]
+	}
+	if len(rest) > 1 {
+		before = rest[1]
+	}
+	return reason, before, source
+}
+
 // refusal is what a log tells of a refusal, taken apart.
 type refusal struct {
-	reason, source string // see decisive
-	at             int    // the last instruction that was looked at; -1: none
+	reason, before, source string // see decisive
+
+	at int // the last instruction that was looked at; -1: none
 
 	unknown  int64  // number of a helper that does not exist; -1: none
 	helper   string // one that exists, and is not for struct_ops
@@ -80,7 +147,7 @@ var (
 // parseRefusal takes a log apart. Numbers that do not fit count as not told.
 func parseRefusal(log []string) refusal {
 	r := refusal{at: -1, unknown: -1, offset: -1}
-	r.reason, r.source = decisive(log)
+	r.reason, r.before, r.source = decisive(log)
 	number := func(s string) int {
 		n, err := strconv.Atoi(s)
 		if err != nil {

@@ -23,7 +23,8 @@ type Reason struct {
 	Program  string     `json:"program,omitempty"`
 	Member   string     `json:"member,omitempty"`
 	Function string     `json:"function,omitempty"` // of the program, in which it was refused
-	Detail   string     `json:"detail,omitempty"`   // in one line, the kernel's words where there are any
+	Detail   string     `json:"detail,omitempty"`   // in one line, the kernel's own last words where there are any
+	Means    string     `json:"means,omitempty"`    // what they mean, and what to do about it; "" if that is not known here
 	Source   string     `json:"source,omitempty"`   // line of C, where the log tells it
 	Log      []string   `json:"log,omitempty"`      // the verifier's; only its end where that is after more than 100,000 instructions
 }
@@ -63,7 +64,7 @@ func (r Reason) Brief() string {
 	if r.What != "" {
 		s += ": " + r.What
 	}
-	if r.Detail != "" && (r.What == "" || r.Kind == SignatureChanged) {
+	if r.Detail != "" {
 		s += ": " + r.Detail
 	}
 	if r.Program == "" || r.Kind == MemberUnknown {
@@ -121,6 +122,8 @@ const (
 	poisonedFunction = 0xdedc0de
 )
 
+const missingModule = "nor does a module have it that is loaded"
+
 // libraryKfunc is how the library names the kernel function that it cannot bind.
 var libraryKfunc = regexp.MustCompile(`kfunc "([^"]+)": (.*)`)
 
@@ -133,13 +136,16 @@ func (s *Spec) programReason(err error, p *ebpf.ProgramSpec, o *Ops, member stri
 		if m := libraryKfunc.FindStringSubmatch(r.Detail); m != nil {
 			r.Kind, r.What, r.Detail = SignatureChanged, m[1], m[2]
 			if errors.Is(err, ebpf.ErrNotSupported) {
-				r.Kind, r.Detail = FunctionMissing, ""
+				r.Kind, r.Detail, r.Means = FunctionMissing, "", missingModule
 			}
 		}
 		return r
 	}
 	log := parseRefusal(ve.Log)
-	r := Reason{Kind: VerifierRefusal, Detail: log.reason, Source: log.source, Log: ve.Log}
+	r := Reason{Kind: VerifierRefusal, Detail: log.reason, Means: explain(log.reason), Source: log.source, Log: ve.Log}
+	if log.before != "" {
+		r.Detail += " (" + log.before + ")"
+	}
 	if r.Detail == "" {
 		r.Detail = ve.Cause.Error()
 	}
@@ -147,9 +153,10 @@ func (s *Spec) programReason(err error, p *ebpf.ProgramSpec, o *Ops, member stri
 	r.Function = function
 	switch {
 	case log.unknown == poisonedFunction && at != nil:
-		r.Kind, r.What, r.Detail = FunctionMissing, at.Reference(), ""
+		r.Kind, r.What, r.Detail, r.Means = FunctionMissing, at.Reference(), "", missingModule
 	case log.unknown == poisonedField || strings.Contains(err.Error(), "bad CO-RE relocation"):
 		r.Kind, r.What, r.Detail, r.Source = FieldMissing, s.relocated(at), "", ""
+		r.Means = "bpf_core_field_exists() tells whether a kernel has it"
 	case log.unknown >= 0:
 		r.Kind, r.What = HelperMissing, fmt.Sprintf("number %d", log.unknown)
 	case log.helper != "":

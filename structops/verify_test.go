@@ -94,7 +94,7 @@ func TestParseRefusal(t *testing.T) {
 			at: 2, unknown: -1, structure: "tcp_sock", offset: 1820}},
 		{log61read, refusal{reason: "only read is supported", at: 2, unknown: -1, structure: "rate_sample", offset: 16}},
 		{log61argument, refusal{reason: "invalid bpf_context access off=48 size=8", source: `SEC("struct_ops") void so_seven(__u64 *ctx) { tcp_sk((void *)ctx[0])->snd_cwnd = ctx[6]; }`,
-			at: 1, unknown: -1, offset: -1, argument: 7}},
+			before: "func 'cong_control' doesn't have 4-th argument", at: 1, unknown: -1, offset: -1, argument: 7}},
 		{log61helper, refusal{reason: "unknown func bpf_xdp_adjust_head#44", at: 2, unknown: -1, offset: -1, helper: "bpf_xdp_adjust_head"}},
 		{log612helper, refusal{reason: "program of this type cannot use helper bpf_xdp_adjust_head#44",
 			source: "breakers.bpf.c:51: STRUCT_OPS(void, so_help2, struct sock *, sk) { bpf_xdp_adjust_head(sk, 0); }", at: 2, unknown: -1, offset: -1, helper: "bpf_xdp_adjust_head"}},

@@ -55,13 +55,25 @@ func hint(err error) string {
 		}
 		return didYouMean(registry.Nearest(e.Name, names), "")
 	}
-	if _, ok := errors.AsType[*structops.VerifierError](err); ok {
-		return "--log prints the whole log of the verifier"
+	if e, ok := errors.AsType[*structops.VerifierError](err); ok {
+		return refusedHint(e)
 	}
 	if errors.Is(err, structops.ErrKernelBTF) || errors.Is(err, fs.ErrPermission) {
 		return "ccload doctor says what this machine allows"
 	}
 	return ""
+}
+
+// refusedHint is what a refusal means, and where there is more.
+func refusedHint(e *structops.VerifierError) string {
+	const log = "--log prints the whole log of the verifier"
+	switch {
+	case len(e.Log) == 0:
+		return e.Means
+	case e.Means == "":
+		return log
+	}
+	return e.Means + "; " + log
 }
 
 // didYouMean asks whether the nearest was meant, or else gives other advice.

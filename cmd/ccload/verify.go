@@ -342,9 +342,20 @@ func (a *app) reportText(release, object string, r *structops.Report) {
 		a.printf("%s: %s does not load\n", release, object)
 	}
 	for _, w := range r.Why {
-		a.printf("  %s\n", w)
+		a.reasonText(w)
 	}
 	a.functionsText(r.Functions)
+}
+
+// reasonText prints a reason: in one line, then where it is and what it means.
+func (a *app) reasonText(w structops.Reason) {
+	a.printf("  %s\n", w.Brief())
+	if w.Source != "" {
+		a.printf("    at %s\n", w.Source)
+	}
+	if w.Means != "" {
+		a.printf("    %s\n", w.Means)
+	}
 }
 
 func (a *app) functionsText(functions []structops.Function) {
