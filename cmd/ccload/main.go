@@ -186,7 +186,7 @@ func (a *app) sayv(format string, args ...any) {
 }
 
 func (a *app) warn(warnings []string) {
-	for _, w := range warnings {
+	for _, w := range ofOneKind(warnings) {
 		a.say("ccload: warning: %s", w)
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -35,7 +34,7 @@ type runFlags struct {
 	duration, interval, perAck, to string
 	flows, repeat                  int
 	seed                           uint64
-	together, realtime             bool
+	together, realtime, all        bool
 	kernels, objects               []string
 }
 
@@ -88,6 +87,7 @@ status is 1 if a check fails.`,
 	fl.StringSliceVar(&f.kernels, "vm", nil, "run in guests with these kernels, in virtual time: `KERNEL[,KERNEL…]`, a name of ccload kernels or a path of a vmlinuz")
 	fl.BoolVar(&f.realtime, "realtime", false, "let the guests' clock be the host's")
 	fl.StringArrayVar(&f.objects, "object", nil, "`FILE.o` with a congestion control for the guests; may be repeated")
+	fl.BoolVar(&f.all, "all", false, "print a row for each flow, also of more than 20")
 	cmd.RegisterFlagCompletionFunc("cc", nameList)
 	cmd.RegisterFlagCompletionFunc("link", cobra.FixedCompletions([]string{link.Auto, link.Userspace, link.Netem}, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("per-ack", cobra.FixedCompletions([]string{"auto", "on", "off"}, cobra.ShellCompDirectiveNoFileComp))
@@ -119,7 +119,7 @@ func (a *app) runAll(ctx context.Context, f *runFlags) error {
 	}
 	runs, err := a.runTasks(ctx, f, f.tasks(base, kernels))
 	if err == nil || len(runs) > 0 {
-		err = errors.Join(err, a.printRuns(runs))
+		err = errors.Join(err, a.printRuns(runs, f.all))
 	}
 	if err == nil && !a.json {
 		a.say("results in %s; to draw them: ccload plot %[1]s", f.to)
@@ -343,92 +343,4 @@ func (f *runFlags) tasks(base trace.Experiment, kernels []*vm.Kernel) []task {
 		}
 	}
 	return tasks
-}
-
-// printRuns prints the results: as JSON one run as it is, several as an array.
-func (a *app) printRuns(runs []*trace.Run) error {
-	for _, r := range runs {
-		for _, w := range r.Warnings {
-			a.say("ccload: warning: %s: %s", r.Experiment.Name, w)
-		}
-	}
-	var result any = runs
-	if len(runs) == 1 {
-		result = runs[0]
-	}
-	return a.print(result, func() {
-		w := a.table()
-		w.row("RUN", "FLOW", "CC", "THROUGHPUT", "CWND MEAN", "MAX", "SRTT P50", "P95", "RETRANSMITS", "LOSS EPISODES")
-		for _, r := range runs {
-			for _, f := range r.Flows {
-				w.row(r.Experiment.Name, strconv.Itoa(f.ID), f.CC, orDash(f.Throughput, rate),
-					orDash(f.CwndMean, decimal), orDash(f.CwndMax, whole), orDash(f.SRTTp50, seconds), orDash(f.SRTTp95, seconds),
-					strconv.FormatUint(f.Retransmits, 10), strconv.Itoa(f.LossEpisodes))
-			}
-		}
-		w.Flush()
-		a.printf("\n")
-		w = a.table()
-		w.row("RUN", "LINK", "KIND", "MEASURED", "QUEUE MEAN", "MAX", "DROPS", "LOSSES", "MARKS", "UTILISATION", "JAIN")
-		for _, r := range runs {
-			l, b := r.Link, r.Bottleneck
-			fairness := "" // there is none of one flow
-			if len(r.Flows) > 1 {
-				fairness = orDash(r.Jain, func(v float64) string { return fmt.Sprintf("%.3f", v) })
-			}
-			if b == nil { // the run did not get as far
-				continue
-			}
-			w.row(r.Experiment.Name, fmt.Sprintf("%s, %s, %d packets", exact(l.Rate, "bit/s"), exact(l.RTT, "s"), l.Buffer), l.Kind,
-				fmt.Sprintf("%s, %s", orDash(l.Measured.Rate, rate), orDash(l.Measured.RTT, seconds)),
-				orDash(b.QueueMean, decimal), strconv.Itoa(b.QueueMax), fmt.Sprint(b.Drops), fmt.Sprint(b.Losses), fmt.Sprint(b.Marks),
-				orDash(b.Utilisation, func(v float64) string { return fmt.Sprintf("%.1f %%", 100*v) }), fairness)
-		}
-		w.Flush()
-	})
-}
-
-// orDash writes a value, or that there is none.
-func orDash(v *float64, format func(float64) string) string {
-	if v == nil {
-		return "-"
-	}
-	return format(*v)
-}
-
-func decimal(v float64) string { return fmt.Sprintf("%.1f", v) }
-
-func whole(v float64) string { return fmt.Sprintf("%.0f", v) }
-
-func rate(v float64) string { return measured(v, "bit/s") }
-
-func seconds(v float64) string { return measured(v, "s") }
-
-// measured writes what was measured with four digits, exact what was asked for
-// with as many as it has.
-func measured(v float64, unit string) string {
-	v, prefix := scale(v)
-	decimals := 3
-	for a := math.Abs(v); a >= 9.9995 && decimals > 0; a /= 10 {
-		decimals--
-	}
-	return strconv.FormatFloat(v, 'f', decimals, 64) + " " + prefix + unit
-}
-
-func exact(v float64, unit string) string {
-	v, prefix := scale(v)
-	return strconv.FormatFloat(v, 'g', 6, 64) + " " + prefix + unit
-}
-
-// scale finds the prefix with which a quantity is between 1 and 1000.
-func scale(v float64) (float64, string) {
-	prefixes := []string{"n", "µ", "m", "", "k", "M", "G", "T"}
-	i := 3
-	for ; math.Abs(v) >= 999.95 && i < len(prefixes)-1; i++ {
-		v /= 1000
-	}
-	for ; v != 0 && math.Abs(v) < 0.99995 && i > 0; i-- {
-		v *= 1000
-	}
-	return v, prefixes[i]
 }

@@ -27,13 +27,13 @@ func (a *app) runSuite(ctx context.Context, cmd *cobra.Command, file string, f *
 	var wrong []string
 	cmd.LocalFlags().Visit(func(flag *pflag.Flag) {
 		switch flag.Name {
-		case "cc", "vm", "realtime", "object", "output", "json":
+		case "cc", "vm", "realtime", "object", "output", "json", "all":
 		default:
 			wrong = append(wrong, "--"+flag.Name)
 		}
 	})
 	if len(wrong) > 0 {
-		return usagef("%s: the file says that; with a file go --cc, --vm, --realtime, --object and --output", strings.Join(wrong, ", "))
+		return usagef("%s: the file says that; with a file go --cc, --vm, --realtime, --object, --output and --all", strings.Join(wrong, ", "))
 	}
 	b, err := os.ReadFile(file)
 	if err != nil {
@@ -81,7 +81,7 @@ func (a *app) runSuite(ctx context.Context, cmd *cobra.Command, file string, f *
 	runs, err := a.runTasks(ctx, f, tasks)
 	if err != nil {
 		if len(runs) > 0 {
-			err = errors.Join(err, a.printRuns(runs))
+			err = errors.Join(err, a.printRuns(runs, f.all))
 		}
 		return err
 	}
@@ -99,7 +99,7 @@ func (a *app) runSuite(ctx context.Context, cmd *cobra.Command, file string, f *
 	if err != nil {
 		return err
 	}
-	if err := a.printSuite(runs); err != nil {
+	if err := a.printSuite(runs, f.all); err != nil {
 		return err
 	}
 	if !a.json {
@@ -164,8 +164,8 @@ func drawRuns(tasks []task) (pictures int, err error) {
 }
 
 // printSuite prints the runs and their checks.
-func (a *app) printSuite(runs []*trace.Run) error {
-	if err := a.printRuns(runs); err != nil || a.json {
+func (a *app) printSuite(runs []*trace.Run, all bool) error {
+	if err := a.printRuns(runs, all); err != nil || a.json {
 		return err
 	}
 	a.printf("\n")
