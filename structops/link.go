@@ -254,6 +254,15 @@ func (i *Info) Copy(name string, pin func(*Link) error) (*Link, error) {
 			if err := objInfo(fd, &info); err != nil {
 				return fail(err)
 			}
+			if info.BTF == 0 { // the object had no .BTF.ext
+				b, err := anyBTF()
+				if err != nil {
+					return fail(err)
+				}
+				defer b.Close()
+				types = b.FD()
+				continue
+			}
 			if types, err = openID(unix.BPF_BTF_GET_FD_BY_ID, info.BTF); err != nil {
 				return fail(err)
 			}

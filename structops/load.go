@@ -69,7 +69,7 @@ func (s *Spec) Load(mapNames ...string) (_ *Object, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := o.check(); err != nil {
+		if err := o.Check(); err != nil {
 			return nil, err
 		}
 		m := &opsMap{Ops: *o, fd: -1, link: o.Link && l.links, value: make([]byte, l.size)}
@@ -174,8 +174,11 @@ func (m *opsMap) create(coll *ebpf.Collection, l *layout) error {
 		mapFlags = unix.BPF_F_LINK
 	}
 	types, err := p.Handle()
+	if errors.Is(err, ebpf.ErrNotSupported) { // it has none: the object has no .BTF.ext
+		types, err = anyBTF()
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("BTF: %w", err)
 	}
 	defer types.Close()
 	fd, err := createMap(m.Map, types.FD(), l.typeID, l.size, mapFlags)
@@ -189,6 +192,15 @@ func (m *opsMap) create(coll *ebpf.Collection, l *layout) error {
 	}
 	m.id = info.ID
 	return nil
+}
+
+// anyBTF is BTF that says nothing.
+func anyBTF() (*btf.Handle, error) {
+	b, err := btf.NewBuilder([]btf.Type{&btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}}, nil)
+	if err != nil {
+		return nil, err
+	}
+	return btf.NewHandle(b)
 }
 
 // put gives the map its value. Without a link that registers it.

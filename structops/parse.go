@@ -26,6 +26,8 @@ type Spec struct {
 	coll    *ebpf.CollectionSpec // all but the ops
 	kconfig *btf.Datasec         // extern __kconfig variables; nil if there are none
 	weak    map[string]bool      // those of them that may be missing
+
+	unreadable map[string]error // programs that are not in coll: why
 }
 
 // Ops is one tcp_congestion_ops variable of an object.
@@ -38,15 +40,18 @@ type Ops struct {
 	Programs map[string]string // member → program
 
 	typ *btf.Struct // as the object declares it
+	err error       // why it cannot be used, whatever its name
 }
 
 const opsType = "tcp_congestion_ops"
 
-// Parse reads an ELF object, as clang -target bpf -g makes it, and checks all
-// that can be checked without a kernel: that it has BTF, a licence that is
-// compatible with the GPL and at least one tcp_congestion_ops; and of each of
-// these the name, the members that are required, and those that BPF may not set.
-// The errors are those at the beginning of this package's list.
+const nameSize = 16 // of its member for the name (TCP_CA_NAME_MAX)
+
+// Parse reads an ELF object, as clang -target bpf -g makes it, and checks what
+// can be checked without a kernel: that it has BTF, a licence that is compatible
+// with the GPL and at least one tcp_congestion_ops. The errors are those at the
+// beginning of this package's list. What is wrong with one tcp_congestion_ops is
+// no error here, for the object may have others: see Ops.Check.
 //
 // It does not need privileges and does not keep obj.
 func Parse(obj []byte) (*Spec, error) {
@@ -62,8 +67,8 @@ func parse(obj []byte) (*Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Spec{weak: map[string]bool{}}
-	var others []string
+	s := &Spec{weak: map[string]bool{}, unreadable: map[string]error{}}
+	var others, unreadable []string
 	for i, sec := range f.Sections {
 		kind, optional := strings.CutPrefix(sec.Name, "?")
 		if kind != ".struct_ops" && kind != ".struct_ops.link" {
@@ -71,25 +76,33 @@ func parse(obj []byte) (*Spec, error) {
 		}
 		vars, err := f.variables(i, types)
 		if err != nil {
-			return nil, fmt.Errorf("section %q: %w", sec.Name, err)
+			unreadable = append(unreadable, fmt.Sprintf("section %q: %v", sec.Name, err))
 		}
 		for _, v := range vars {
+			if v.typ == nil {
+				others = append(others, fmt.Sprintf("%q is not a structure", v.name))
+				continue
+			}
 			if name := flavourless(v.typ.Name); name != opsType {
 				others = append(others, fmt.Sprintf("%q is a %s", v.name, name))
 				continue
 			}
 			o := &Ops{Map: v.name, Link: kind == ".struct_ops.link", Optional: optional}
-			if err := o.read(v, f); err != nil {
-				return nil, fmt.Errorf("map %q: %w", v.name, err)
-			}
+			o.read(v, f)
 			s.Ops = append(s.Ops, o)
 		}
 	}
 	if len(s.Ops) == 0 {
+		if len(unreadable) > 0 {
+			return nil, fmt.Errorf("%w: %s", ErrObject, strings.Join(unreadable, "; "))
+		}
 		if len(others) > 0 {
 			return nil, fmt.Errorf("%w: %s", ErrNoOps, strings.Join(others, ", "))
 		}
 		return nil, ErrNoOps
+	}
+	for _, why := range unreadable {
+		s.Warnings = append(s.Warnings, why+": left out")
 	}
 	for _, other := range others {
 		s.Warnings = append(s.Warnings, "map "+other+": left out")
@@ -97,7 +110,8 @@ func parse(obj []byte) (*Spec, error) {
 	if err := s.readPrograms(f, types); err != nil {
 		return nil, err
 	}
-	return s, s.checkPrograms()
+	s.checkPrograms()
+	return s, nil
 }
 
 // readPrograms reads all but the ops.
@@ -105,27 +119,70 @@ func (s *Spec) readPrograms(f *object, types *btf.Spec) (err error) {
 	if s.License, err = f.license(); err != nil {
 		return err
 	}
-	if s.coll, err = ebpf.LoadCollectionSpecFromReader(bytes.NewReader(f.hidden())); err != nil {
-		return err
+	if s.coll, err = f.collection(nil); err != nil {
+		if err := s.readSections(f, err); err != nil {
+			return err
+		}
 	}
 	return s.readKconfig(f, types)
 }
 
+// readSections reads what can be read of the programs, after it failed for all of
+// them: an object may have programs that cannot be used beside those that can.
+func (s *Spec) readSections(f *object, all error) (err error) {
+	code := map[int]bool{} // sections of programs, and of functions that these call
+	text := -1
+	for i, sec := range f.Sections {
+		if sec.Type == elf.SHT_PROGBITS && sec.Flags&elf.SHF_EXECINSTR != 0 {
+			if code[i] = true; sec.Name == ".text" {
+				text = i
+			}
+		}
+	}
+	bad := map[int]error{}
+	try := func(section int) {
+		hide := maps.Clone(code)
+		delete(hide, section)
+		if bad[text] == nil {
+			delete(hide, text)
+		}
+		if _, err := f.collection(hide); err != nil {
+			bad[section] = err
+		}
+	}
+	if code[text] {
+		try(text)
+	}
+	hide := map[int]bool{}
+	for _, i := range slices.Sorted(maps.Keys(code)) {
+		if i != text {
+			try(i)
+		}
+		hide[i] = bad[i] != nil
+	}
+	if len(bad) == len(code) { // it is about something else, or nothing is left
+		return all
+	}
+	if s.coll, err = f.collection(hide); err != nil {
+		return all
+	}
+	for _, sym := range f.symbols {
+		if err := bad[int(sym.Section)]; err != nil && elf.ST_TYPE(sym.Info) == elf.STT_FUNC {
+			s.unreadable[sym.Name] = err
+		}
+	}
+	return nil
+}
+
 // checkPrograms looks at the programs from both sides: those that the ops name
 // must be there, those that none names are left out.
-func (s *Spec) checkPrograms() error {
+func (s *Spec) checkPrograms() {
 	used := map[string]bool{}
 	for _, o := range s.Ops {
-		if err := o.check(); err != nil {
-			return err
-		}
 		for _, m := range slices.Sorted(maps.Keys(o.Programs)) {
-			p := o.Programs[m]
-			if used[p] = true; s.coll.Programs[p] == nil {
-				return fmt.Errorf("map %q: member %q: %w: %q stands in no section for programs", o.Map, m, ErrProgram, p)
-			}
-			if prog := s.coll.Programs[p]; prog.Type != ebpf.StructOps {
-				return fmt.Errorf("map %q: member %q: %w: %q is of type %v (section %q)", o.Map, m, ErrProgram, p, prog.Type, prog.SectionName)
+			used[o.Programs[m]] = true
+			if err := s.checkProgram(o.Programs[m], m); err != nil {
+				o.refuse(m, err)
 			}
 		}
 	}
@@ -137,6 +194,21 @@ func (s *Spec) checkPrograms() error {
 		if !used[p] && !strings.HasPrefix(s.coll.Programs[p].SectionName, "?") {
 			s.Warnings = append(s.Warnings, fmt.Sprintf("program %q: no %s refers to it: left out", p, opsType))
 		}
+	}
+}
+
+// checkProgram says why a member cannot have a program.
+func (s *Spec) checkProgram(name, member string) error {
+	p, section := s.coll.Programs[name], "struct_ops/"+member
+	switch {
+	case s.unreadable[name] != nil:
+		return fmt.Errorf("%w: %q: %w", ErrProgram, name, s.unreadable[name])
+	case p == nil:
+		return fmt.Errorf("%w: %q is in no section of its own: give it SEC(%q)", ErrProgram, name, section)
+	case p.Type == ebpf.UnspecifiedProgram:
+		return fmt.Errorf("%w: %q is in section %q: rename that to SEC(%q)", ErrProgram, name, p.SectionName, section)
+	case p.Type != ebpf.StructOps:
+		return fmt.Errorf("%w: %q is of type %v (section %q)", ErrProgram, name, p.Type, p.SectionName)
 	}
 	return nil
 }
@@ -155,21 +227,30 @@ func (s *Spec) tailCalled() []string {
 }
 
 // Select gives the ops of a map. "" is the only one that is not optional; if
-// there are several, the error lists them. Otherwise it is ErrNotFound.
+// there are several, the error lists them. Where all are optional and of one name,
+// as those for kernels of different signatures are, "" is the first of them that the
+// running kernel loads. Otherwise it is ErrNotFound.
 func (s *Spec) Select(mapName string) (*Ops, error) {
-	var names []string
+	var names, unusable []string
 	var found *Ops
 	for _, o := range s.Ops {
 		if o.Map == mapName && mapName != "" {
 			return o, nil
 		}
-		if mapName != "" || !o.Optional {
-			names = append(names, o.Map)
-			found = o
+		if mapName == "" && o.Optional {
+			continue
+		}
+		names = append(names, o.Map)
+		found = o
+		if o.err != nil {
+			unusable = append(unusable, fmt.Sprintf("%s: %v", o.Map, o.err))
 		}
 	}
 	if mapName == "" && len(names) == 1 {
 		return found, nil
+	}
+	if mapName == "" && len(names) == 0 && s.Variants() {
+		return s.loading(s.Ops)
 	}
 	list := strings.Join(names, ", ")
 	if mapName != "" {
@@ -178,12 +259,77 @@ func (s *Spec) Select(mapName string) (*Ops, error) {
 	if len(names) == 0 {
 		return nil, fmt.Errorf("map: %w: the object has only optional ones: one must be named", ErrNotFound)
 	}
+	if len(unusable) > 0 {
+		list += "; of these cannot be used " + strings.Join(unusable, "; ")
+	}
 	return nil, fmt.Errorf("map: the object has several: name one of %s", list)
 }
 
-// check is what can be wrong with a congestion control whatever the kernel. It
-// is done when it is loaded too, for the fields may have been changed.
-func (o *Ops) check() error {
+// Variants says whether all ops are optional and have one name: of these a kernel
+// need load but one.
+func (s *Spec) Variants() bool {
+	return !slices.ContainsFunc(s.Ops, func(o *Ops) bool { return !o.Optional || o.Name != s.Ops[0].Name })
+}
+
+// SelectName gives the ops of a congestion control's name: if several have it, the
+// one that is not optional, or else the first that the running kernel loads.
+func (s *Spec) SelectName(name string) (*Ops, error) {
+	var found []*Ops
+	for _, o := range s.Ops {
+		switch {
+		case o.Name != name:
+		case !o.Optional:
+			return o, nil
+		default:
+			found = append(found, o)
+		}
+	}
+	if len(found) == 0 {
+		return nil, fmt.Errorf("congestion control %q: %w in the object", name, ErrNotFound)
+	}
+	return s.loading(found)
+}
+
+// loading is the first of several that the running kernel loads.
+func (s *Spec) loading(several []*Ops) (*Ops, error) {
+	if len(several) == 1 {
+		return several[0], nil
+	}
+	var errs error
+	for _, o := range several {
+		// Under some name, for its own may be a bad one, and as for a link, for a plain
+		// one is registered as soon as it has its value.
+		trial := *o
+		trial.Name, trial.Link = "trial", true
+		one := *s
+		one.Ops = []*Ops{&trial}
+		obj, err := one.Load(trial.Map)
+		if err == nil {
+			err = obj.stage()
+			obj.Close()
+		}
+		if err == nil {
+			return o, nil
+		}
+		if _, forbidden := errors.AsType[*PermissionError](err); forbidden {
+			return nil, err
+		}
+		if errs == nil {
+			errs = err
+		} else {
+			errs = fmt.Errorf("%w; %w", errs, err)
+		}
+	}
+	return nil, fmt.Errorf("none of the variants loads: %w", errs)
+}
+
+// Check says what is wrong with a congestion control whatever the kernel: with its
+// name, which may have been changed since Parse, the members that are required,
+// those that BPF may not set, and the programs. Load checks, too.
+func (o *Ops) Check() error {
+	if o.err != nil {
+		return fmt.Errorf("map %q: %w", o.Map, o.err)
+	}
 	if err := CheckName(o.Name); err != nil {
 		return fmt.Errorf("map %q: %w", o.Map, err)
 	}
@@ -201,38 +347,61 @@ func (o *Ops) check() error {
 	return nil
 }
 
+// refuse notes why a congestion control cannot be used; the first reason stays.
+func (o *Ops) refuse(member string, err error) {
+	if o.err == nil {
+		o.err = fmt.Errorf("member %q: %w", member, err)
+	}
+}
+
 // read takes the members out of the variable.
-func (o *Ops) read(v variable, f *object) error {
+func (o *Ops) read(v variable, f *object) {
 	o.Programs, o.typ = map[string]string{}, v.typ
 	for _, m := range v.typ.Members {
-		off := int(m.Offset.Bytes())
-		size, err := btf.Sizeof(m.Type)
-		if err != nil || size < 0 || off+size > len(v.data) {
-			return fmt.Errorf("member %q: it does not fit", m.Name)
+		if err := o.readMember(m, v, f); err != nil {
+			o.refuse(m.Name, err)
 		}
-		data := v.data[off : off+size]
-		rel, isSet := v.refs[off]
-		zero := len(bytes.Trim(data, "\x00")) == 0 && !isSet
-		switch ptr, isPtr := btf.As[*btf.Pointer](m.Type); {
-		case m.BitfieldSize > 0:
-			return fmt.Errorf("member %q: bit fields are not known here", m.Name)
-		case zero:
-		case isPtr && isFunction(ptr.Target):
-			if !isSet || size != 8 {
-				return fmt.Errorf("member %q: %w: a number is in it", m.Name, ErrProgram)
-			}
-			if o.Programs[m.Name], err = f.function(rel, data); err != nil {
-				return fmt.Errorf("member %q: %w: %w", m.Name, ErrProgram, err)
-			}
-		case m.Name == "name" && !isSet:
-			// All of the 16 bytes where there is no NUL, which is refused later.
-			name, _, _ := bytes.Cut(data, []byte{0})
-			o.Name = string(name)
-		case m.Name == "flags" && size == 4 && !isSet:
-			o.Flags = binary.NativeEndian.Uint32(data)
-		default: // owner, key, list
-			return fmt.Errorf("member %q: %w: only the kernel sets it", m.Name, ErrMember)
+	}
+	for _, off := range slices.Sorted(maps.Keys(v.refs)) {
+		o.refuse(fmt.Sprintf("at %d", off), fmt.Errorf("%w: %q is put into the middle of it", ErrMember, v.refs[off].Name))
+	}
+}
+
+func (o *Ops) readMember(m btf.Member, v variable, f *object) error {
+	off := int(m.Offset.Bytes())
+	size, err := btf.Sizeof(m.Type)
+	if err != nil || size < 0 || off+size > len(v.data) {
+		return fmt.Errorf("%w: it does not fit", ErrMember)
+	}
+	data := v.data[off : off+size]
+	rel, isSet := v.refs[off]
+	delete(v.refs, off)
+	zero := len(bytes.Trim(data, "\x00")) == 0 && !isSet
+	switch ptr, isPtr := btf.As[*btf.Pointer](m.Type); {
+	case m.BitfieldSize > 0 && zero:
+	case m.BitfieldSize > 0:
+		return fmt.Errorf("%w: it is a bit field", ErrMember)
+	case m.Name == "name":
+		if isSet || !zero && size != nameSize {
+			return fmt.Errorf("%w: it is not a char[%d]", ErrMember, nameSize)
 		}
+		// All of the 16 bytes where there is no NUL, which is refused later.
+		name, _, _ := bytes.Cut(data, []byte{0})
+		o.Name = string(name)
+	case zero:
+	case isPtr && isFunction(ptr.Target):
+		if !isSet || size != 8 {
+			return fmt.Errorf("%w: a number is in it", ErrProgram)
+		}
+		if o.Programs[m.Name], err = f.function(rel, data); err != nil {
+			return fmt.Errorf("%w: %w", ErrProgram, err)
+		}
+	case m.Name == "flags" && size == 4 && !isSet:
+		o.Flags = binary.NativeEndian.Uint32(data)
+	case slices.Contains([]string{"owner", "key", "list", "kern_cflags"}, m.Name):
+		return fmt.Errorf("%w: only the kernel sets it", ErrMember)
+	default:
+		return fmt.Errorf("%w: it is a %s, and not known here", ErrMember, typeName(m.Type))
 	}
 	return nil
 }
@@ -326,7 +495,7 @@ func (f *object) data(sec *elf.Section) ([]byte, error) {
 // variable is a variable of a struct_ops section.
 type variable struct {
 	name string
-	typ  *btf.Struct
+	typ  *btf.Struct // nil: it is something else
 	data []byte
 	refs map[int]elf.Symbol // offset of a pointer → what it points to
 }
@@ -353,10 +522,11 @@ func (f *object) variables(section int, types *btf.Spec) ([]variable, error) {
 			st, ok = btf.As[*btf.Struct](bv.Type)
 		}
 		if !ok {
-			return nil, fmt.Errorf("variable %q is not a structure", v.Type.TypeName())
+			vars = append(vars, variable{name: v.Type.TypeName()})
+			continue
 		}
 		if uint64(v.Offset)+uint64(st.Size) > uint64(len(data)) {
-			return nil, fmt.Errorf("variable %q does not fit", v.Type.TypeName())
+			return vars, fmt.Errorf("variable %q does not fit", v.Type.TypeName())
 		}
 		one := variable{v.Type.TypeName(), st, data[v.Offset:][:st.Size], map[int]elf.Symbol{}}
 		for off, sym := range refs {
@@ -382,11 +552,11 @@ func (f *object) relocations(section int) (map[uint64]elf.Symbol, error) {
 		}
 		for ; len(b) >= 16; b = b[16:] {
 			off, sym := binary.NativeEndian.Uint64(b), binary.NativeEndian.Uint64(b[8:])>>32
-			// Symbol 0 is none, and not in the list.
-			if sym < 1 || sym > uint64(len(f.symbols)) {
-				return nil, fmt.Errorf("%w: relocation to symbol %d, which is not there", ErrObject, sym)
+			// Symbol 0 is none, and not in the list. Who has it in a member is told.
+			refs[off] = elf.Symbol{Name: fmt.Sprintf("symbol %d", sym)}
+			if sym >= 1 && sym <= uint64(len(f.symbols)) {
+				refs[off] = f.symbols[sym-1]
 			}
-			refs[off] = f.symbols[sym-1]
 		}
 	}
 	return refs, nil
@@ -428,15 +598,21 @@ func (f *object) license() (string, error) {
 	}
 }
 
+// collection is what the library reads of the object, but for some sections.
+func (f *object) collection(hide map[int]bool) (*ebpf.CollectionSpec, error) {
+	return ebpf.LoadCollectionSpecFromReader(bytes.NewReader(f.hidden(hide)))
+}
+
 // hidden is a copy of the object with two things out of the library's sight. It
 // refuses or misreads most struct_ops sections, so they become notes; and it
 // fills .kconfig variables from a file that many machines have not, so their
-// section is renamed in the BTF, and the references to them stay plain.
-func (f *object) hidden() []byte {
+// section is renamed in the BTF, and the references to them stay plain. Other
+// sections may be hidden, too.
+func (f *object) hidden(also map[int]bool) []byte {
 	b := bytes.Clone(f.raw)
 	header, entry := binary.NativeEndian.Uint64(b[0x28:]), uint64(binary.NativeEndian.Uint16(b[0x3a:]))
 	for i, sec := range f.Sections {
-		if strings.HasPrefix(strings.TrimPrefix(sec.Name, "?"), ".struct_ops") {
+		if strings.HasPrefix(strings.TrimPrefix(sec.Name, "?"), ".struct_ops") || also[i] {
 			at := header + uint64(i)*entry + 4
 			binary.NativeEndian.PutUint32(b[at:], uint32(elf.SHT_NOTE))
 		}

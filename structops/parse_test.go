@@ -100,11 +100,7 @@ func TestParseSeveral(t *testing.T) {
 }
 
 func TestParseErrors(t *testing.T) {
-	basic, flavour := fixture(t, "basic"), fixture(t, "flavour")
-	// The name stands twice: as the variable's in the string tables, and in the data.
-	name := func(to string) []byte {
-		return patch(t, basic, "so_basic"+strings.Repeat("\x00", 8), to+strings.Repeat("\x00", 16-len(to)))
-	}
+	basic := fixture(t, "basic")
 	// Constants become zeros, 64 GB of them.
 	zeros := bytes.Clone(basic)
 	f, err := openObject(basic)
@@ -133,6 +129,29 @@ func TestParseErrors(t *testing.T) {
 		{"no licence", patch(t, basic, "\x00license\x00", "\x00lizenze\x00"), ErrLicense, "there is none"},
 		{"licence", patch(t, basic, "Dual BSD/GPL", "Proprietary!"), ErrLicense, `"Proprietary!"`},
 		{"licence almost", patch(t, basic, "Dual BSD/GPL", "GPL v3 only!"), ErrLicense, ""},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			s, err := Parse(c.obj)
+			if !errors.Is(err, c.is) || !strings.Contains(err.Error(), c.text) {
+				t.Fatalf("got %v, %v", s, err)
+			}
+		})
+	}
+}
+
+// What is wrong with one congestion control of an object is said of that one.
+func TestCheck(t *testing.T) {
+	basic, flavour := fixture(t, "basic"), fixture(t, "flavour")
+	// The name stands twice: as the variable's in the string tables, and in the data.
+	name := func(to string) []byte {
+		return patch(t, basic, "so_basic"+strings.Repeat("\x00", 8), to+strings.Repeat("\x00", 16-len(to)))
+	}
+	for _, c := range []struct {
+		what string
+		obj  []byte
+		is   error
+		text string
+	}{
 		{"no ssthresh", patch(t, basic, "\x00ssthresh\x00", "\x00pkts_ack\x00"), ErrRequired, `"ssthresh"`},
 		{"no undo_cwnd", patch(t, basic, "\x00undo_cwnd\x00", "\x00not_cwnd_\x00"), ErrRequired, `"undo_cwnd"`},
 		{"no cong_avoid", patch(t, basic, "\x00cong_avoid\x00", "\x00cong_apart\x00"), ErrRequired, `"cong_control"`},
@@ -145,10 +164,71 @@ func TestParseErrors(t *testing.T) {
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			s, err := Parse(c.obj)
-			if !errors.Is(err, c.is) || !strings.Contains(err.Error(), c.text) {
-				t.Fatalf("got %v, %v", s, err)
+			if err != nil {
+				t.Fatal(err)
+			}
+			bad := slices.IndexFunc(s.Ops, func(o *Ops) bool { return o.Check() != nil })
+			if bad < 0 {
+				t.Fatal("no error")
+			}
+			if err := s.Ops[bad].Check(); !errors.Is(err, c.is) || !strings.Contains(err.Error(), c.text) {
+				t.Errorf("got %v", err)
 			}
 		})
+	}
+
+	s := mustParse(t, "mixed")
+	want := map[string]struct {
+		is   error
+		text string
+	}{
+		"so_bits":      {ErrMember, `"so_bits": member may not be set: it is a bit field`},
+		"so_good":      {},
+		"so_lacks":     {ErrRequired, `"cong_avoid" or "cong_control"`},
+		"so_owner":     {ErrMember, `"owner": member may not be set: only the kernel sets it`},
+		"so_number":    {ErrProgram, "a number is in it"},
+		"so_pointer":   {ErrProgram, `"so_variable" is not a function of the object`},
+		"so_undefined": {ErrProgram, `"so_nowhere" is not a function of the object`},
+		"so_field":     {ErrMember, `"so_extra": member may not be set: it is a __u64, and not known here`},
+		"so_flags":     {ErrMember, `"flags": member may not be set: it is a pointer`},
+		"so_renamed":   {ErrProgram, `"so_bare" is in section "cong_avoid": rename that to SEC("struct_ops/cong_avoid")`},
+		"so_texted":    {ErrProgram, `"so_text" is in no section of its own: give it SEC("struct_ops/cong_avoid")`},
+		"so_typed":     {ErrProgram, `"so_xdp" is of type XDP (section "xdp")`},
+		"so_member":    {}, // that a kernel lacks a member is the kernel's to say
+		"so_reference": {ErrProgram, `reference to "so_good"`},
+		"so_nameless":  {ErrName, "it has 0 bytes"},
+		"so_odd":       {ErrName, `not '-'`},
+		"so_long":      {ErrName, "it has 16 bytes"},
+	}
+	if len(s.Ops) != len(want) {
+		t.Errorf("%d congestion controls, want %d", len(s.Ops), len(want))
+	}
+	for _, o := range s.Ops {
+		w := want[o.Map]
+		if err := o.Check(); w.is == nil && err != nil || w.is != nil && (!errors.Is(err, w.is) || !strings.Contains(err.Error(), w.text)) {
+			t.Errorf("%s: %v, want %q", o.Map, err, w.text)
+		}
+	}
+	// All that can be amended is the name.
+	for _, m := range []string{"so_nameless", "so_odd", "so_long"} {
+		o, err := s.Select(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o.Name = "so_named"; o.Check() != nil {
+			t.Errorf("%s with another name: %v", m, o.Check())
+		}
+	}
+	if _, err := s.Select(""); err == nil || !strings.Contains(err.Error(), `name one of so_bits, so_good, so_lacks`) || !strings.Contains(err.Error(), "cannot be used so_bits: member ") {
+		t.Errorf("select of several: %v", err)
+	}
+}
+
+// .BTF.ext is optional.
+func TestParseNoExt(t *testing.T) {
+	s, err := Parse(patch(t, fixture(t, "basic"), ".BTF.ext\x00", ".XXX.ext\x00"))
+	if err != nil || s.Ops[0].Check() != nil {
+		t.Errorf("%v, %v", s, err)
 	}
 }
 
@@ -192,7 +272,7 @@ func FuzzParse(f *testing.F) {
 		}
 		// What passed obeys the laws.
 		for _, o := range s.Ops {
-			if err := o.check(); err != nil {
+			if err := o.Check(); err != nil {
 				t.Error(err)
 			}
 		}

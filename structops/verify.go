@@ -69,10 +69,11 @@ const (
 	StaticFunction FunctionKind = "static" // where it is called, each time
 )
 
-// Verify loads the named maps, or every one that is not optional, to see what the
-// running kernel makes of them. Nothing is registered, and nothing stays loaded.
+// Verify loads the named maps, or every one that is not optional, or the variants
+// where all are optional and of one name, to see what the running kernel makes of
+// them. Nothing is registered, and nothing stays loaded.
 //
-// What the kernel refuses is in the reports. The error says that a map is not in
+// What the kernel refuses, or every kernel would, is in the reports. The error says that a map is not in
 // the object.
 func (s *Spec) Verify(mapNames ...string) ([]*Report, error) {
 	go kernelbtf.Types().Kernel() // as in Load
@@ -86,7 +87,7 @@ func (s *Spec) Verify(mapNames ...string) ([]*Report, error) {
 	}
 	if len(mapNames) == 0 {
 		for _, o := range s.Ops {
-			if !o.Optional {
+			if !o.Optional || s.Variants() {
 				ops = append(ops, o)
 			}
 		}
@@ -109,7 +110,11 @@ func (s *Spec) Verify(mapNames ...string) ([]*Report, error) {
 
 func (s *Spec) verify(o *Ops) *Report {
 	r := &Report{Map: o.Map, Name: o.Name, Functions: []Function{}}
-	l, err := kernelLayout()
+	err := o.Check()
+	var l *layout
+	if err == nil {
+		l, err = kernelLayout()
+	}
 	if err == nil {
 		_, err = s.collection()
 	}

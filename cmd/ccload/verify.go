@@ -162,6 +162,9 @@ func verifyOn(ctx context.Context, a *app, what, mapName string, kernels []strin
 		a.warn(extension.Warnings)
 	} else {
 		a.warn(spec.Warnings)
+		if !usable(spec, mapName) { // on any kernel
+			guests = nil
+		}
 	}
 
 	slots := make(chan struct{}, runtime.NumCPU())
@@ -202,6 +205,14 @@ func verifyOn(ctx context.Context, a *app, what, mapName string, kernels []strin
 	return v, nil
 }
 
+// usable says whether any of the congestion controls that are to be tried could load
+// on some kernel.
+func usable(spec *structops.Spec, mapName string) bool {
+	return slices.ContainsFunc(spec.Ops, func(o *structops.Ops) bool {
+		return (o.Map == mapName || mapName == "") && o.Check() == nil
+	})
+}
+
 // refuse is the verdict on an object that no kernel takes.
 func (v *verified) refuse(why structops.Reason) {
 	v.Loads = false
@@ -219,10 +230,13 @@ func (d *verdict) here(spec *structops.Spec, mapName string, log bool) (err erro
 	if d.Maps, err = spec.Verify(names...); err != nil {
 		return err
 	}
-	d.Loads = true
+	loads := 0
 	for _, r := range d.Maps {
-		d.Loads = d.Loads && r.Loads
+		if r.Loads {
+			loads++
+		}
 	}
+	d.Loads = loads == len(d.Maps) || loads > 0 && spec.Variants()
 	d.dropLogs(log)
 	return nil
 }
@@ -335,6 +349,9 @@ func (a *app) verifyText(v *verified, named bool) {
 func (a *app) reportText(release, object string, r *structops.Report) {
 	if r.Name != "" && r.Name != object {
 		object += ": " + r.Name
+	}
+	if r.Map != r.Name { // as of variants, or of a bad name
+		object += fmt.Sprintf(" (map %s)", r.Map)
 	}
 	if r.Loads {
 		a.printf("%s: %s loads\n", release, object)
