@@ -125,22 +125,26 @@ func (e *Extension) prepare(to *Info, policy string, how How) (*ExtensionObject,
 	if err := o.aim(p, to, form.Member); err != nil {
 		return nil, nil, err
 	}
-	coll, err := e.spec.collection()
+	l, err := kernelLayout()
 	if err != nil {
 		return nil, nil, err
 	}
+	r := e.spec.reach(l)
 	for member, id := range o.to {
 		p := e.spec.program(form.Program, member)
 		if how == Freplace {
 			p.AttachTo = policy
 			if p.AttachTarget, err = ebpf.NewProgramFromID(ebpf.ProgramID(id)); err != nil {
-				closeTargets(coll)
+				closeTargets(r.CollectionSpec)
 				return nil, nil, permission("", err, looking...)
 			}
 		}
-		coll.Programs[key(form.Program, member)] = p
+		if err := r.program(key(form.Program, member), p); err != nil {
+			closeTargets(r.CollectionSpec)
+			return nil, nil, err
+		}
 	}
-	return o, coll, nil
+	return o, r.CollectionSpec, r.reuse()
 }
 
 func closeTargets(coll *ebpf.CollectionSpec) {

@@ -7,12 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"strings"
 
 	"ccload/internal/kernelbtf"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 )
 
@@ -55,15 +55,7 @@ func (s *Spec) Load(mapNames ...string) (_ *Object, err error) {
 		}
 	}
 	obj := &Object{}
-	coll, err := s.collection()
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range s.tailCalled() {
-		if coll.Programs[name], err = s.tailProgram(name, l); err != nil {
-			return nil, err
-		}
-	}
+	r := s.reach(l)
 	for _, name := range mapNames {
 		o, err := s.Select(name)
 		if err != nil {
@@ -74,7 +66,7 @@ func (s *Spec) Load(mapNames ...string) (_ *Object, err error) {
 		}
 		m := &opsMap{Ops: *o, fd: -1, link: o.Link && l.links, value: make([]byte, l.size)}
 		m.Programs = maps.Clone(o.Programs)
-		if err := m.addPrograms(s, coll, l); err != nil {
+		if err := r.ops(m); err != nil {
 			return nil, fmt.Errorf("map %q: %w", o.Map, err)
 		}
 		obj.maps = append(obj.maps, m)
@@ -82,13 +74,8 @@ func (s *Spec) Load(mapNames ...string) (_ *Object, err error) {
 	if len(obj.maps) == 0 {
 		return nil, fmt.Errorf("map: %w: the object has only optional ones: one must be named", ErrNotFound)
 	}
-	obj.coll, err = ebpf.NewCollectionWithOptions(coll, withoutLog())
-	if err != nil {
-		var ops []*Ops
-		for _, m := range obj.maps {
-			ops = append(ops, &m.Ops)
-		}
-		return nil, s.loadError(coll, ops, err)
+	if obj.coll, err = r.load(obj.maps); err != nil {
+		return nil, err
 	}
 	for _, m := range obj.maps {
 		if err := m.create(obj.coll, l); err != nil {
@@ -96,38 +83,16 @@ func (s *Spec) Load(mapNames ...string) (_ *Object, err error) {
 			return nil, fmt.Errorf("map %q: %w", m.Map, permission("", err, loading...))
 		}
 	}
+	if err := r.pin(obj.coll); err != nil {
+		obj.Close()
+		return nil, err
+	}
 	return obj, nil
-}
-
-// collection has the maps of the object, and no programs yet.
-func (s *Spec) collection() (_ *ebpf.CollectionSpec, err error) {
-	coll := &ebpf.CollectionSpec{
-		Maps: maps.Clone(s.coll.Maps), Variables: s.coll.Variables, Types: s.coll.Types, ByteOrder: s.coll.ByteOrder,
-		Programs: map[string]*ebpf.ProgramSpec{},
-	}
-	if s.kconfig != nil {
-		coll.Maps[kconfigMap], err = s.kconfigFrom("/")
-	}
-	return coll, err
 }
 
 // key names a program in a collection. One that stands in two members is loaded
 // once for each, because the verifier checks it against the member.
 func key(program, member string) string { return program + ":" + member }
-
-func (m *opsMap) addPrograms(s *Spec, coll *ebpf.CollectionSpec, l *layout) error {
-	for _, member := range slices.Sorted(maps.Keys(m.Programs)) {
-		name := m.Programs[member]
-		if km := l.member(member); km == nil || !km.function {
-			return fmt.Errorf("member %q: %w: its struct %s has no such function", member, ErrKernel, opsType)
-		}
-		if s.coll.Programs[name] == nil {
-			return fmt.Errorf("member %q: program %q: %w", member, name, ErrNotFound)
-		}
-		coll.Programs[key(name, member)] = s.program(name, member)
-	}
-	return nil
-}
 
 // program is a copy of a program, made for a member.
 func (s *Spec) program(name, member string) *ebpf.ProgramSpec {
@@ -139,21 +104,6 @@ func (s *Spec) program(name, member string) *ebpf.ProgramSpec {
 		s.bindKconfig(p.Instructions)
 	}
 	return p
-}
-
-// tailProgram is a program that others call through a map. The kernel lets only
-// programs for the same member do that, and the section has to name it.
-func (s *Spec) tailProgram(name string, l *layout) (*ebpf.ProgramSpec, error) {
-	p := s.coll.Programs[name]
-	if p == nil {
-		return nil, fmt.Errorf("program %q: %w", name, ErrNotFound)
-	}
-	_, member, _ := strings.Cut(p.SectionName, "/")
-	if km := l.member(member); p.Type == ebpf.StructOps && (km == nil || !km.function) {
-		return nil, fmt.Errorf("program %q: a map refers to it, and its section %q does not name the member that it is for, as %q does: %w",
-			name, p.SectionName, "struct_ops/cong_avoid", ErrProgram)
-	}
-	return s.program(name, member), nil
 }
 
 func (m *opsMap) create(coll *ebpf.Collection, l *layout) error {
@@ -262,7 +212,7 @@ func (s *Spec) loadError(coll *ebpf.CollectionSpec, ops []*Ops, err error) error
 		}
 	}
 	if refused == nil {
-		return permission("", err, loading...)
+		return mapError(coll, permission("", err, loading...))
 	}
 	_, why := s.examine(refused)
 	var forbidden *PermissionError

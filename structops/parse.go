@@ -23,6 +23,10 @@ type Spec struct {
 	License  string
 	Warnings []string // programs that nothing refers to, and the like
 
+	// MapPins is where Load finds and puts maps that are pinned by name; nil: each
+	// load makes its own, and pins none.
+	MapPins MapPins
+
 	coll    *ebpf.CollectionSpec // all but the ops
 	kconfig *btf.Datasec         // extern __kconfig variables; nil if there are none
 	weak    map[string]bool      // those of them that may be missing
@@ -302,7 +306,7 @@ func (s *Spec) loading(several []*Ops) (*Ops, error) {
 		trial := *o
 		trial.Name, trial.Link = "trial", true
 		one := *s
-		one.Ops = []*Ops{&trial}
+		one.Ops, one.MapPins = []*Ops{&trial}, nil
 		obj, err := one.Load(trial.Map)
 		if err == nil {
 			err = obj.stage()

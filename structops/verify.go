@@ -102,7 +102,7 @@ func (s *Spec) Verify(mapNames ...string) ([]*Report, error) {
 		linked := *o
 		linked.Link = true
 		one := *s
-		one.Ops = []*Ops{&linked}
+		one.Ops, one.MapPins = []*Ops{&linked}, nil
 		reports = append(reports, one.verify(&linked))
 	}
 	return reports, nil
@@ -116,7 +116,7 @@ func (s *Spec) verify(o *Ops) *Report {
 		l, err = kernelLayout()
 	}
 	if err == nil {
-		_, err = s.collection()
+		err = s.tryMaps(o, l)
 	}
 	if err == nil {
 		err = s.examineAll(o, l, r)
@@ -193,9 +193,15 @@ func (s *Spec) examineAll(o *Ops, l *layout, r *Report) error {
 			return err
 		}
 	}
+	reached := s.reach(l)
+	for member, name := range o.Programs {
+		if s.coll.Programs[name] != nil {
+			reached.program(key(name, member), s.program(name, member)) // that it fails Load will say
+		}
+	}
 	for _, name := range s.tailCalled() {
-		p, err := s.tailProgram(name, l)
-		if err != nil {
+		p := reached.Programs[name]
+		if p == nil {
 			continue
 		}
 		_, member, _ := strings.Cut(p.AttachTo, ":")
@@ -246,28 +252,12 @@ func (s *Spec) examine(p *ebpf.ProgramSpec) ([]Function, error) {
 	return fs, nil
 }
 
-// onlyMaps is the collection without programs, also in its maps.
-func (s *Spec) onlyMaps() (*ebpf.CollectionSpec, error) {
-	coll, err := s.collection()
-	if err != nil {
-		return nil, err
-	}
-	for name, m := range coll.Maps {
-		if m.Type == ebpf.ProgramArray {
-			coll.Maps[name] = m.Copy()
-			coll.Maps[name].Contents = nil
-		}
-	}
-	return coll, nil
-}
-
-// loadAlone loads one program, with the maps of the object.
+// loadAlone loads one program, with the maps that it uses.
 func (s *Spec) loadAlone(p *ebpf.ProgramSpec, opt ebpf.ProgramOptions) (*ebpf.Program, error) {
-	coll, err := s.onlyMaps()
+	coll, err := s.alone(p)
 	if err != nil {
 		return nil, err
 	}
-	coll.Programs[p.Name] = p
 	loaded, err := ebpf.NewCollectionWithOptions(coll, ebpf.CollectionOptions{Cache: kernelbtf.Types(), Programs: opt})
 	if err != nil {
 		return nil, permission("", err, loading...)

@@ -23,10 +23,11 @@ import (
 // that for a bug of the verifier and returns no log. Functions of modules are not
 // bound. A program that is accepted is nil, too: it is the error that counts.
 func (s *Spec) loadRaw(p *ebpf.ProgramSpec, opt ebpf.ProgramOptions) (*ebpf.Program, error) {
-	coll, err := s.onlyMaps()
+	coll, err := s.alone(p)
 	if err != nil {
 		return nil, err
 	}
+	coll.Programs = nil
 	loaded, err := ebpf.NewCollectionWithOptions(coll, ebpf.CollectionOptions{Cache: kernelbtf.Types()})
 	if err != nil {
 		return nil, permission("", err, loading...)

@@ -46,6 +46,7 @@ const (
 	LockedDown        ReasonKind = "locked down"
 	NotPermitted      ReasonKind = "not permitted"
 	BadObject         ReasonKind = "object"
+	MapRefused        ReasonKind = "map refused"
 	VerifierRefusal   ReasonKind = "verifier's refusal"
 	Other             ReasonKind = "other"
 )
@@ -104,6 +105,8 @@ func generalReason(err error) Reason {
 		r.Kind = NoBTF
 	} else if errors.As(err, &flags) {
 		r.Kind, r.What, r.Detail = FlagsUnknown, fmt.Sprintf("%#x", uint32(flags)), ""
+	} else if e, ok := errors.AsType[*MapError](err); ok {
+		r.Kind, r.What, r.Detail = MapRefused, e.Map, strings.TrimPrefix(oneLine(e), fmt.Sprintf("map %q ", e.Map))
 	} else if law, ok := Refusal(err); ok {
 		r = law
 	}

@@ -361,7 +361,10 @@ func TestRefusal(t *testing.T) {
 		{fixture(t, "none"), ""},
 		{[]byte("no object"), ""},
 	} {
-		_, err := Parse(c.obj)
+		s, err := Parse(c.obj)
+		if err == nil {
+			err = s.Ops[0].Check()
+		}
 		if r, ok := Refusal(err); err == nil || r.Kind != c.kind || ok != (c.kind != "") {
 			t.Errorf("%v: %+v", err, r)
 		}
