@@ -244,27 +244,28 @@ func (s *Spec) Select(mapName string) (*Ops, error) {
 		if mapName == "" && o.Optional {
 			continue
 		}
-		names = append(names, o.Map)
-		found = o
-		if o.err != nil {
-			unusable = append(unusable, fmt.Sprintf("%s: %v", o.Map, o.err))
+		if found = o; o.law() != nil {
+			unusable = append(unusable, o.Map)
+		} else {
+			names = append(names, o.Map)
 		}
 	}
-	if mapName == "" && len(names) == 1 {
+	if mapName == "" && len(names)+len(unusable) == 1 {
 		return found, nil
 	}
-	if mapName == "" && len(names) == 0 && s.Variants() {
+	if mapName == "" && found == nil && s.Variants() {
 		return s.loading(s.Ops)
 	}
 	list := strings.Join(names, ", ")
-	if mapName != "" {
-		return nil, fmt.Errorf("map %q: %w in the object, which has %s", mapName, ErrNotFound, list)
-	}
-	if len(names) == 0 {
+	switch {
+	case mapName != "":
+		return nil, fmt.Errorf("map %q: %w in the object, which has %s", mapName, ErrNotFound, strings.Join(append(names, unusable...), ", "))
+	case found == nil:
 		return nil, fmt.Errorf("map: %w: the object has only optional ones: one must be named", ErrNotFound)
-	}
-	if len(unusable) > 0 {
-		list += "; of these cannot be used " + strings.Join(unusable, "; ")
+	case len(names) == 0:
+		return nil, fmt.Errorf("map: the object has several, and none can be used: %s", strings.Join(unusable, ", "))
+	case len(unusable) > 0:
+		list += " (and not " + strings.Join(unusable, ", ") + ", which cannot be used)"
 	}
 	return nil, fmt.Errorf("map: the object has several: name one of %s", list)
 }
@@ -331,22 +332,31 @@ func (s *Spec) loading(several []*Ops) (*Ops, error) {
 // name, which may have been changed since Parse, the members that are required,
 // those that BPF may not set, and the programs. Load checks, too.
 func (o *Ops) Check() error {
-	if o.err != nil {
-		return fmt.Errorf("map %q: %w", o.Map, o.err)
+	err := o.law()
+	if err == nil {
+		err = CheckName(o.Name)
 	}
-	if err := CheckName(o.Name); err != nil {
+	if err != nil {
 		return fmt.Errorf("map %q: %w", o.Map, err)
+	}
+	return nil
+}
+
+// law is Check but for the name.
+func (o *Ops) law() error {
+	if o.err != nil {
+		return o.err
 	}
 	for _, m := range []string{"ssthresh", "undo_cwnd"} {
 		if o.Programs[m] == "" {
-			return fmt.Errorf("map %q: member %q: %w", o.Map, m, ErrRequired)
+			return fmt.Errorf("member %q: %w", m, ErrRequired)
 		}
 	}
 	if o.Programs["cong_avoid"] == "" && o.Programs["cong_control"] == "" {
-		return fmt.Errorf("map %q: member %q or %q: %w", o.Map, "cong_avoid", "cong_control", ErrRequired)
+		return fmt.Errorf("member %q or %q: %w", "cong_avoid", "cong_control", ErrRequired)
 	}
 	if o.Programs["get_info"] != "" {
-		return fmt.Errorf("map %q: member %q: %w: the kernel does not let BPF implement it", o.Map, "get_info", ErrMember)
+		return fmt.Errorf("member %q: %w: the kernel does not let BPF implement it", "get_info", ErrMember)
 	}
 	return nil
 }

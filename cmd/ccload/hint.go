@@ -30,6 +30,9 @@ func hint(err error) string {
 		}
 		return "register it --as another name"
 	}
+	if errors.Is(err, structops.ErrName) {
+		return "--as NAME gives it another name"
+	}
 	if e, ok := errors.AsType[*registry.ExtendedError](err); ok {
 		return fmt.Sprintf("ccload extend %s --remove %s", e.Name, e.Function)
 	}
