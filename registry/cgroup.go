@@ -113,7 +113,7 @@ func UseGroup(dir string, arms []Arm) (*GroupChange, error) {
 		return fail(err)
 	}
 	defer unlock()
-	c := &GroupChange{Group: g.name, After: arms, Pin: g.pin()}
+	c := &GroupChange{Group: g.name, After: slices.Clone(arms), Pin: g.pin()}
 	if c.Before, err = g.use(arms); err != nil {
 		return fail(err)
 	}
@@ -168,7 +168,7 @@ type groupCount struct{ Chosen, Failed [maxArms]uint64 }
 // loadGroup makes sure of the names, and loads the program for them.
 func loadGroup(arms []Arm) (*ebpf.Program, error) {
 	for _, a := range arms {
-		if err := autoload("/", a.Name); err != nil {
+		if _, err := autoload(a.Name); err != nil {
 			return nil, fmt.Errorf("%q: %w", a.Name, err)
 		}
 	}
@@ -219,7 +219,7 @@ func configure(arms []Arm, needsECN func(name string) (bool, error)) (*groupConf
 // needsECN says whether a congestion control has TCP_CONG_NEEDS_ECN. The kernel
 // tells of those in BPF only; of its own dctcp alone has it (Linux 6.18).
 func needsECN(name string) (bool, error) {
-	if err := autoload("/", name); err != nil {
+	if _, err := autoload(name); err != nil {
 		return false, err
 	}
 	e, err := find(name)

@@ -15,6 +15,7 @@ import (
 
 	"ccload/internal/inetdiag"
 	"ccload/internal/netns"
+	"ccload/internal/tcpca"
 	"ccload/structops"
 )
 
@@ -83,7 +84,7 @@ type Socket struct {
 // the kernel's own list. What the caller may not see is left out and said in the
 // warnings; only that the names themselves cannot be read is an error.
 func List() (entries []*Entry, warnings []string, err error) {
-	entries, warnings, err = base(structops.Live)
+	entries, warnings, err = base()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -96,14 +97,13 @@ func List() (entries []*Entry, warnings []string, err error) {
 
 // Lookup describes one congestion control whole. A name that the kernel does
 // not know gives a *NotFoundError.
-func Lookup(name string) (*Details, []string, error) {
-	entries, warnings, err := base(structops.Live)
-	if err != nil {
-		return nil, nil, err
-	}
-	e, err := pick(entries, name)
+func Lookup(name string) (_ *Details, warnings []string, err error) {
+	e, err := find(name)
 	if err != nil {
 		return nil, nil, fmt.Errorf("congestion control %q: %w", name, err)
+	}
+	if e.blind != nil {
+		warnings = append(warnings, "whether it is BPF is not known: "+e.blind.Error())
 	}
 	seen, more := survey(name)
 	e.Sockets, e.Selected = seen.count[name], seen.selections[name]
@@ -120,18 +120,29 @@ func Lookup(name string) (*Details, []string, error) {
 // find is Lookup without what costs a look into every namespace, and into every BPF
 // map where the name's pin leads to its own.
 func find(name string) (*Entry, error) {
-	entries, _, err := base(func() ([]*structops.Info, error) {
-		if id := ownMap(pinPath(name)); id != 0 {
-			if i, err := structops.Inspect(id); err == nil && i.Name == name && i.Registered() {
-				return []*structops.Info{i}, nil
-			}
-		}
-		return structops.Live()
-	})
+	there, allowed, err := tcpca.Ask(name)
 	if err != nil {
 		return nil, err
 	}
-	return pick(entries, name)
+	if !there {
+		return nil, notFound(name)
+	}
+	entries, err := read("/", []string{name})
+	if err != nil {
+		return nil, err
+	}
+	var live []*structops.Info
+	if id := ownMap(pinPath(name)); id != 0 {
+		if i, err := structops.Inspect(id); err == nil && i.Name == name && i.Registered() {
+			live = append(live, i)
+		}
+	}
+	if live == nil {
+		live, err = structops.Live()
+	}
+	entries[0].Allowed = allowed
+	describe(entries, live, err)
+	return entries[0], nil
 }
 
 // findBPF is find for one in BPF: any other kind is a *KindError.
@@ -148,31 +159,37 @@ func findBPF(name string) (*Entry, error) {
 	return e, nil
 }
 
-func pick(entries []*Entry, name string) (*Entry, error) {
-	names := make([]string, len(entries))
-	for i, e := range entries {
-		if e.Name == name {
-			return e, nil
+// base is List without the sockets.
+func base() (entries []*Entry, warnings []string, err error) {
+	live, blind := structops.Live()
+	var registered []string
+	for _, i := range live {
+		if i.Registered() {
+			registered = append(registered, i.Name)
 		}
-		names[i] = e.Name
 	}
-	return nil, &NotFoundError{name, Nearest(name, names)}
-}
-
-// base is List without the sockets. look finds what is in BPF.
-func base(look func() ([]*structops.Info, error)) (entries []*Entry, warnings []string, err error) {
-	entries, err = read("/")
+	names, cut, err := availableWith("/", registered, blind != nil)
 	if err != nil {
 		return nil, nil, err
 	}
-	if allowed, err := Allowed(); err != nil {
+	if cut {
+		warnings = append(warnings, "the kernel's list has no room for more names: there are others, which only root can see")
+	}
+	if entries, err = read("/", names); err != nil {
+		return nil, nil, err
+	}
+	if allowed, err := allowed(registered, blind != nil); err != nil {
 		warnings = append(warnings, "allowed is not known: "+err.Error())
 	} else {
 		for _, e := range entries {
 			e.Allowed = slices.Contains(allowed, e.Name)
 		}
 	}
-	live, err := look()
+	return entries, append(warnings, describe(entries, live, blind)...), nil
+}
+
+// describe says which are in BPF, of those that are, or why that is not known.
+func describe(entries []*Entry, live []*structops.Info, err error) (warnings []string) {
 	if err != nil {
 		if missing := need("/", "CAP_SYS_ADMIN"); missing != nil {
 			err = missing
@@ -180,7 +197,7 @@ func base(look func() ([]*structops.Info, error)) (entries []*Entry, warnings []
 		for _, e := range entries {
 			e.blind = err
 		}
-		return entries, append(warnings, "which are BPF is not known: "+err.Error()), nil
+		return []string{"which are BPF is not known: " + err.Error()}
 	}
 	var pinned map[uint32][]string
 	for _, e := range entries {
@@ -194,7 +211,7 @@ func base(look func() ([]*structops.Info, error)) (entries []*Entry, warnings []
 		}
 		e.fill(live[i], pinned[live[i].MapID])
 	}
-	return entries, warnings, nil
+	return nil
 }
 
 func (e *Entry) fill(i *structops.Info, pins []string) {
@@ -228,13 +245,9 @@ func flagNames(flags uint32) []string {
 	return names
 }
 
-// read gathers what /proc and /sys under root say: the names, which is the
-// default of the namespace that the thread is in, and which are modules.
-func read(root string) ([]*Entry, error) {
-	names, err := available(root)
-	if err != nil {
-		return nil, err
-	}
+// read gathers what /proc and /sys under root say of names: which is the default of
+// the namespace that the thread is in, and which are modules.
+func read(root string, names []string) ([]*Entry, error) {
 	def, err := readDefault(root)
 	if err != nil {
 		return nil, err

@@ -26,8 +26,8 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"slices"
 
+	"ccload/internal/tcpca"
 	"ccload/structops"
 )
 
@@ -56,6 +56,7 @@ type Registration struct {
 // A name that is registered already gives a *TakenError; the other errors are
 // those of package structops.
 func Register(spec *structops.Spec, o Options) (*Registration, error) {
+	spec = spec.Copy() // the name and the flags are the caller's
 	ops, err := spec.Select(o.Map)
 	if err != nil {
 		return nil, fmt.Errorf("register: %w", err)
@@ -114,12 +115,8 @@ func Register(spec *structops.Spec, o Options) (*Registration, error) {
 
 // free says whether a name can be registered: an error if it is taken.
 func free(name string) error {
-	names, err := available("/")
-	if err != nil {
+	if there, _, err := tcpca.Ask(name); err != nil || !there {
 		return err
-	}
-	if !slices.Contains(names, name) {
-		return nil
 	}
 	e, err := find(name)
 	if err != nil {
@@ -174,12 +171,12 @@ func Unregister(name string, o UnregisterOptions) (*Unregistration, error) {
 	if inUse != nil && o.Reset == "" {
 		return fail(inUse)
 	}
-	undo := func() error { return nil }
+	var moved *displacement
 	if inUse != nil {
 		if o.Reset == name {
 			return fail(fmt.Errorf("reset to %q: that is the name to be unregistered", o.Reset))
 		}
-		if undo, err = seen.reset(name, o.Reset); err != nil {
+		if moved, err = seen.reset(name, o.Reset); err != nil {
 			return fail(err)
 		}
 		u.Reset, u.Moved = inUse.Namespaces, inUse.Places
@@ -188,10 +185,13 @@ func Unregister(name string, o UnregisterOptions) (*Unregistration, error) {
 	defer held.Close()
 	u.Pins = held.paths()
 	if err := structops.Unregister(e.info); err != nil {
-		if uerr := undo(); uerr != nil {
-			err = fmt.Errorf("%w; and the defaults are not put back: %w", err, uerr)
+		if uerr := moved.undo(); uerr != nil {
+			err = fmt.Errorf("%w; and not all is selected as it was: %w", err, uerr)
 		}
 		return fail(err)
+	}
+	if err := moved.done(); err != nil {
+		u.Warnings = append(u.Warnings, err.Error())
 	}
 	if err := dropExtensions(name); err != nil {
 		u.Warnings = append(u.Warnings, "its extensions: "+err.Error())

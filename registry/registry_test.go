@@ -86,7 +86,7 @@ func TestRegister(t *testing.T) {
 	if err != nil || !slices.Equal(u.Pins, []string{r.Pin}) || len(u.Warnings) > 0 {
 		t.Errorf("unregistered %+v, %v", u, err)
 	}
-	if names, _ := available("/"); slices.Contains(names, name) {
+	if names, _ := available(); slices.Contains(names, name) {
 		t.Error("it is still there")
 	}
 	var gone *NotFoundError

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"ccload/internal/netns"
+	"ccload/internal/tcpca"
 	"ccload/structops"
 )
 
@@ -50,6 +51,7 @@ func Replace(name string, spec *structops.Spec, o ReplaceOptions) (*Replacement,
 	if err := need("/", "CAP_SYS_ADMIN", "CAP_NET_ADMIN"); err != nil {
 		return fail(err)
 	}
+	spec = spec.Copy() // the name and the flags are the caller's
 	ops, err := spec.Select(o.Map)
 	if err != nil {
 		return fail(err)
@@ -234,8 +236,13 @@ func (r *Replacement) shadow(e *Entry, spec *structops.Spec, ops *structops.Ops,
 	link.Close()
 	old := pinsOf(e.MapID)
 	defer old.Close()
-	if _, err = seen.reset(r.Name, ops.Name); err == nil {
-		err = structops.Unregister(e.info)
+	moved, err := seen.reset(r.Name, ops.Name)
+	if err == nil {
+		if err = structops.Unregister(e.info); err == nil {
+			moved.done() // an entry that stays goes with the name that it speaks of
+		} else {
+			err = errors.Join(err, moved.undo())
+		}
 	}
 	if err != nil { // the old one is still there, and gets its places back
 		_, ferr := finish(path)
@@ -257,11 +264,11 @@ func finish(path string) (mapID uint32, err error) {
 		return 0, err
 	}
 	name := strings.ReplaceAll(filepath.Base(path), "-", ".")
-	names, err := available("/")
+	there, _, err := tcpca.Ask(name)
 	if err != nil {
 		return 0, err
 	}
-	if !slices.Contains(names, name) {
+	if !there {
 		link, err := shadow.Copy(name, func(l *structops.Link) error {
 			_, _, err := pin(l, name)
 			return err
@@ -281,10 +288,12 @@ func finish(path string) (mapID uint32, err error) {
 		}
 	}
 	seen, _ := survey("")
-	if _, err := seen.reset(shadow.Name, name); err != nil {
+	moved, err := seen.reset(shadow.Name, name)
+	if err != nil {
 		return 0, err
 	}
-	if err := structops.Unregister(shadow); err != nil {
+	moved.done()
+	if err := structops.Unregister(shadow); err != nil { // the next sweep does it
 		return 0, err
 	}
 	unpin(path) // which Unregister may have done

@@ -26,25 +26,19 @@ func (s *seen) inUse(name string) *InUseError {
 	return e
 }
 
-// reset selects another name wherever one is selected, everywhere or nowhere, and
-// returns what takes it back. Restore still knows what was there before both. It is
-// for who has the lock.
-func (s *seen) reset(from, to string) (undo func() error, err error) {
-	var undos []func() error
-	undo = func() error {
-		var errs []error
-		for _, u := range slices.Backward(undos) {
-			errs = append(errs, u())
-		}
-		return errors.Join(errs...)
-	}
-	j, err := openJournal(false)
-	if err != nil {
-		return nil, err
-	}
-	if j != nil {
-		defer j.close()
-	}
+// displacement is that another name is selected wherever one was, because that goes
+// away.
+type displacement struct {
+	j     *journal
+	from  string
+	to    string
+	backs []func() error // put back what was selected, in the order of the changes
+	ends  []func() error // tell the journal that it is final
+}
+
+// reset selects another name wherever one is selected, everywhere or nowhere. Restore
+// knows what was there before until undo or done is called. It is for who has the lock.
+func (s *seen) reset(from, to string) (_ *displacement, err error) {
 	if err := Require(to); err != nil {
 		return nil, fmt.Errorf("reset: %w", err)
 	}
@@ -53,43 +47,18 @@ func (s *seen) reset(from, to string) (undo func() error, err error) {
 			return nil, fmt.Errorf("reset network namespace %q to %q: %w", n.label(), to, err)
 		}
 	}
-	step := func(what string, do func() (back func() error, err error)) error {
-		back, err := do()
-		if back != nil {
-			undos = append(undos, back)
-		}
-		if err != nil {
-			return errors.Join(fmt.Errorf("reset %s to %q: %w", what, to, err), undo())
-		}
-		return nil
+	d := &displacement{from: from, to: to}
+	if d.j, err = openJournal(true); err != nil {
+		return nil, err
 	}
 	for _, n := range s.defaults[from] {
-		err := step(fmt.Sprintf("network namespace %q", n.label()), func() (func() error, error) {
-			if err := n.do(func() error { return j.moveDefault(from, to) }); err != nil {
-				return nil, err
-			}
-			return func() error { return n.do(func() error { return j.moveDefault(to, from) }) }, nil
-		})
-		if err != nil {
-			return nil, err
+		if err := n.do(func() error { return d.setDefault(n) }); err != nil {
+			return nil, d.failed("network namespace "+n.label(), err)
 		}
 	}
 	for _, n := range s.routes[from] {
-		err := step(fmt.Sprintf("routes in network namespace %q", n.label()), func() (func() error, error) {
-			var moved []target
-			err := n.do(func() (err error) {
-				moved, err = j.moveRoutes(from, to, func(target) bool { return true })
-				return err
-			})
-			return func() error {
-				return n.do(func() error {
-					_, err := j.moveRoutes(to, from, func(t target) bool { return slices.Contains(moved, t) })
-					return err
-				})
-			}, err
-		})
-		if err != nil {
-			return nil, err
+		if err := n.do(func() error { return d.setRoutes(n) }); err != nil {
+			return nil, d.failed("routes in network namespace "+n.label(), err)
 		}
 	}
 	for pin, g := range liveGroups() {
@@ -97,70 +66,122 @@ func (s *seen) reset(from, to string) (undo func() error, err error) {
 		if !slices.ContainsFunc(arms, func(a Arm) bool { return a.Name == from }) {
 			continue
 		}
-		err := step("cgroup "+g.path(), func() (func() error, error) {
-			if err := replaceGroup(pin, renamed(arms, from, to)); err != nil {
-				return nil, err
-			}
-			return func() error { return replaceGroup(pin, arms) }, nil
-		})
-		if err != nil {
-			return nil, err
+		if err := replaceGroup(pin, renamed(arms, from, to)); err != nil {
+			return nil, d.failed("cgroup "+g.path(), err)
 		}
+		d.backs = append(d.backs, func() error { return replaceGroup(pin, arms) })
 	}
-	return undo, nil
+	return d, nil
 }
 
-// moveDefault changes the default of the network namespace that the thread is in.
-func (j *journal) moveDefault(from, to string) error {
+func (d *displacement) failed(what string, err error) error {
+	return errors.Join(fmt.Errorf("reset %s to %q: %w", what, d.to, err), d.undo())
+}
+
+// undo selects the name again everywhere.
+func (d *displacement) undo() error {
+	if d == nil {
+		return nil
+	}
+	defer d.j.close()
+	var errs []error
+	for _, back := range slices.Backward(d.backs) {
+		errs = append(errs, back())
+	}
+	return errors.Join(errs...)
+}
+
+// done is for when the name is gone.
+func (d *displacement) done() error {
+	if d == nil {
+		return nil
+	}
+	defer d.j.close()
+	var errs []error
+	for _, end := range d.ends {
+		errs = append(errs, end())
+	}
+	return errors.Join(errs...)
+}
+
+// made notes a change, and how to take it back.
+func (d *displacement) made(p *pending, back func() error) {
+	d.ends = append(d.ends, p.final)
+	d.backs = append(d.backs, func() error {
+		if err := back(); err != nil {
+			return err
+		}
+		return p.taken()
+	})
+}
+
+// setDefault changes the default of the network namespace that the thread is in.
+func (d *displacement) setDefault(n namespace) error {
 	k, err := keyOf(keyDefault, nil)
 	if err != nil {
 		return err
 	}
-	changed, err := j.moved(k, from, to)
+	p, err := d.j.displace(k, d.from, d.to)
 	if err != nil {
 		return err
 	}
-	err = setDefault("/", to)
-	changed(err)
-	return err
+	if err := setDefault("/", d.to); err != nil {
+		return errors.Join(err, p.taken())
+	}
+	d.made(p, func() error {
+		return n.do(func() error {
+			if err := d.j.allow(d.from); err != nil { // see Restored.namespaceDefault
+				return err
+			}
+			return setDefault("/", d.from)
+		})
+	})
+	return nil
 }
 
-// moveRoutes changes the routes of the network namespace that the thread is in that
-// match. It returns which it has changed, also if it fails in between.
-func (j *journal) moveRoutes(from, to string, match func(target) bool) (moved []target, err error) {
+// setRoutes changes the routes of the network namespace that the thread is in.
+func (d *displacement) setRoutes(n namespace) error {
 	conn, err := dialRoutes()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer conn.Close()
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		all, err := dumpRoutes(conn, family)
 		if err != nil {
-			return moved, err
+			return err
 		}
 		for _, r := range all {
-			name, lock, _ := strings.Cut(r.congestion(), " ")
-			if name != from || !match(r.target()) {
+			was := r.congestion()
+			name, lock, _ := strings.Cut(was, " ")
+			if name != d.from {
 				continue
 			}
 			k, err := keyOf(keyRoute, r.target().bytes())
 			if err != nil {
-				return moved, err
+				return err
 			}
-			next := selection(to, lock != "")
-			changed, err := j.moved(k, r.congestion(), next)
+			is := selection(d.to, lock != "")
+			p, err := d.j.displace(k, was, is)
 			if err != nil {
-				return moved, err
+				return err
 			}
-			err = r.with(next).send(conn, unix.RTM_NEWROUTE, netlink.Replace)
-			changed(err)
-			if err != nil {
-				return moved, err
+			if err := r.with(is).send(conn, unix.RTM_NEWROUTE, netlink.Replace); err != nil {
+				return errors.Join(err, p.taken())
 			}
-			moved = append(moved, r.target())
+			d.made(p, func() error {
+				return n.do(func() error {
+					conn, err := dialRoutes()
+					if err != nil {
+						return err
+					}
+					defer conn.Close()
+					return r.with(was).send(conn, unix.RTM_NEWROUTE, netlink.Replace)
+				})
+			})
 		}
 	}
-	return moved, nil
+	return nil
 }
 
 // renamed puts one name in the place of another; if it is there already their

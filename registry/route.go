@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"ccload/internal/fault"
 	"ccload/internal/netns"
 
 	"github.com/mdlayher/netlink"
@@ -30,6 +31,7 @@ type RouteChange struct {
 	Before   string       `json:"before,omitempty"` // with " lock" if it was locked; absent: none
 	After    string       `json:"after"`
 	Made     bool         `json:"made,omitempty"` // there was no route of exactly this prefix: a copy of the one that covers it was made
+	Undo     bool         `json:"undo,omitempty"` // Restore puts back what was there before this or an earlier selection
 	Warnings []string     `json:"warnings,omitempty"`
 }
 
@@ -75,7 +77,7 @@ const noRoute = "-"
 
 func (c *RouteChange) apply() error {
 	name, _, _ := strings.Cut(c.After, " ")
-	if err := autoload("/", name); err != nil {
+	if _, err := autoload(name); err != nil {
 		return err
 	}
 	conn, err := dialRoutes()
@@ -112,13 +114,12 @@ func (c *RouteChange) apply() error {
 	if err != nil {
 		return err
 	}
-	changed, err := j.remember(k, now, c.After)
+	p, err := j.remember(k, now, c.After)
 	if err != nil {
 		return err
 	}
-	err = r.with(c.After).send(conn, unix.RTM_NEWROUTE, flags)
-	changed(err)
-	return err
+	c.Undo = !p.empty
+	return p.settled(r.with(c.After).send(conn, unix.RTM_NEWROUTE, flags))
 }
 
 // route undoes the selection on a route of the network namespace that the thread
@@ -152,7 +153,7 @@ func (o *Restored) route(t target, v *value, warning *string) error {
 	o.From = r.congestion()
 	if o.From == "" { // which it also shows when the name is gone
 		o.From = v.Ours[1].String()
-		if name, _, _ := strings.Cut(o.From, " "); autoload("/", name) == nil {
+		if _, err := autoload(v.Ours[1].name()); err == nil {
 			o.From = ""
 		}
 	}
@@ -166,7 +167,7 @@ func (o *Restored) route(t target, v *value, warning *string) error {
 		return nil
 	}
 	if name, _, _ := strings.Cut(o.To, " "); name != "" {
-		if err := autoload("/", name); err != nil {
+		if _, err := autoload(name); err != nil {
 			return err
 		}
 	}
@@ -464,6 +465,9 @@ func (r *route) settable() *route {
 func (r *route) send(c *netlink.Conn, typ netlink.HeaderType, flags netlink.HeaderFlags) error {
 	attrs, err := netlink.MarshalAttributes(r.attrs)
 	if err != nil {
+		return err
+	}
+	if err := fault.At("change route " + r.prefix().String()); err != nil {
 		return err
 	}
 	_, err = c.Execute(netlink.Message{

@@ -28,7 +28,7 @@ func SetSocket(conn syscall.Conn, name string) error {
 	if err != nil {
 		return fail(err)
 	}
-	if err := autoload("/", name); err != nil {
+	if _, err := autoload(name); err != nil {
 		return fail(err)
 	}
 	var got string

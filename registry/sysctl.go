@@ -11,9 +11,10 @@ import (
 	"slices"
 	"strings"
 
+	"ccload/internal/fault"
 	"ccload/internal/netns"
-
-	"golang.org/x/sys/unix"
+	"ccload/internal/tcpca"
+	"ccload/structops"
 )
 
 // The sysctls of tcp(7). The default is per network namespace; the names are the
@@ -41,6 +42,7 @@ type Change struct {
 	Before  string `json:"before"`
 	After   string `json:"after"`
 	Allowed bool   `json:"allowed,omitempty"` // it was added to the list of allowed ones
+	Undo    bool   `json:"undo,omitempty"`    // Restore puts back what was there before this or an earlier selection
 }
 
 // SetDefault makes a congestion control the default for new sockets in a
@@ -82,15 +84,15 @@ func SetDefault(ns *netns.NS, name string, allow bool) (*Change, error) {
 		if err != nil {
 			return err
 		}
-		changed, err := j.remember(k, c.Before, name)
+		p, err := j.remember(k, c.Before, name)
 		if err != nil {
 			return err
 		}
+		c.Undo = !p.empty
 		if err = j.allow(name); err == nil {
 			err = setDefault("/", name)
 		}
-		changed(err)
-		return err
+		return p.settled(err)
 	})
 	if err != nil {
 		return fail(err)
@@ -102,7 +104,7 @@ func SetDefault(ns *netns.NS, name string, allow bool) (*Change, error) {
 // that has it is loaded if need be. A name that it does not have gives a
 // *NotFoundError.
 func Require(name string) error {
-	if err := autoload("/", name); err != nil {
+	if _, err := autoload(name); err != nil {
 		return fmt.Errorf("congestion control %q: %w", name, err)
 	}
 	return nil
@@ -112,48 +114,51 @@ func Require(name string) error {
 // default. It has to be asked before setDefault: where Linux (seen on 6.18)
 // refuses a restricted one, it keeps a reference to it until the next boot.
 func checkDefault(root, name string) error {
-	if err := autoload(root, name); err != nil {
+	allowed, err := autoload(name)
+	if err != nil || allowed || initial(root) { // the initial one takes anything
 		return err
 	}
-	if initial(root) {
-		return nil // it takes anything
-	}
-	allowed, err := Allowed()
-	if err != nil {
-		return err
-	}
-	if !slices.Contains(allowed, name) {
-		return &RestrictedError{name}
-	}
-	return nil
+	return &RestrictedError{name}
 }
 
-// autoload makes sure that the kernel has a congestion control. Asking for it
-// on a socket loads the module that has it, and changes nothing else.
-func autoload(root, name string) error {
-	names, err := available(root)
-	if err != nil || slices.Contains(names, name) {
-		return err
+// autoload makes sure that the kernel has a congestion control, and says whether it is
+// an allowed one. Asking for it on a socket loads the module that has it, and changes
+// nothing else.
+func autoload(name string) (allowed bool, err error) {
+	there, allowed, err := tcpca.Load(name)
+	if err == nil && !there {
+		err = notFound(name)
 	}
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("socket: %w", err)
-	}
-	unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, name)
-	unix.Close(fd)
-	// The list has the answer: the socket may be refused what is there, and takes
-	// the first 15 bytes of a longer name.
-	if names, err = available(root); err == nil && !slices.Contains(names, name) {
-		err = &NotFoundError{name, Nearest(name, names)}
-	}
-	return err
+	return allowed, err
+}
+
+// notFound is the error that the kernel has no congestion control of a name.
+func notFound(name string) error {
+	names, _ := available()
+	return &NotFoundError{name, Nearest(name, names)}
 }
 
 func setDefault(root, name string) error { return write(root, sysctlDefault, name) }
 
 // Allowed lists the congestion controls that unprivileged sockets may choose and
 // other namespaces may have as their default.
-func Allowed() (names []string, err error) {
+func Allowed() ([]string, error) {
+	registered, err := structops.Names()
+	return allowed(registered, err != nil)
+}
+
+// allowed is Allowed for who knows the names that are registered in BPF, or is blind.
+func allowed(registered []string, blind bool) (names []string, err error) {
+	if !blind && !fits(registered) {
+		for _, n := range slices.Concat(ownNames("/", registered), registered) {
+			if _, open, err := tcpca.Ask(n); err != nil {
+				return nil, err
+			} else if open {
+				names = append(names, n)
+			}
+		}
+		return names, nil
+	}
 	names, err = readNames("/", sysctlAllowed)
 	if errors.Is(err, fs.ErrNotExist) { // older kernels show it in the initial namespace only
 		err = inInitial(func() error { names, err = readNames("/", sysctlAllowed); return err })
@@ -192,7 +197,7 @@ func changeAllowed(change func([]string) []string) error {
 		if err := need("/", "CAP_NET_ADMIN"); err != nil {
 			return err
 		}
-		names, err := readNames("/", sysctlAllowed)
+		names, err := Allowed()
 		if err != nil {
 			return err
 		}
@@ -200,7 +205,11 @@ func changeAllowed(change func([]string) []string) error {
 		if slices.Equal(names, after) {
 			return nil
 		}
-		return write("/", sysctlAllowed, strings.Join(after, " "))
+		list := strings.Join(after, " ")
+		if len(list) >= listRoom { // the kernel would cut it, and restrict those that are left out
+			return fmt.Errorf("the list of allowed congestion controls can be changed while it has less than %d bytes: it would have %d; register one as an allowed one instead", listRoom, len(list))
+		}
+		return write("/", sysctlAllowed, list)
 	})
 }
 
@@ -256,9 +265,66 @@ func readDefault(root string) (string, error) {
 	return names[0], nil
 }
 
+// listRoom is what a list of names in the kernel can have (TCP_CA_BUF_MAX). A longer one
+// is cut, be it read or written, and the kernel warns of it in its log.
+const listRoom = 2048
+
 // available lists the names that the kernel knows now. Modules that could be
 // loaded are not among them.
-func available(root string) ([]string, error) { return readNames(root, sysctlAvailable) }
+func available() ([]string, error) {
+	registered, err := structops.Names()
+	names, _, err := availableWith("/", registered, err != nil)
+	return names, err
+}
+
+// availableWith is available for who knows the names that are registered in BPF, or is
+// blind for them. cut says that the kernel's list was all there was to look at, and
+// that it had no room for all of them.
+func availableWith(root string, registered []string, blind bool) (names []string, cut bool, err error) {
+	if !blind && !fits(registered) {
+		return slices.Concat(ownNames(root, registered), registered), false, nil
+	}
+	if names, err = readNames(root, sysctlAvailable); err != nil {
+		return nil, false, err
+	}
+	if len(strings.Join(names, " ")) < listRoom-1 {
+		return names, false, nil
+	}
+	if there, _, err := tcpca.Ask(names[len(names)-1]); err != nil || !there {
+		names = names[:len(names)-1] // a part of a name
+	}
+	return names, true, nil
+}
+
+// fits says whether the kernel's list has room for the names that are registered in BPF
+// and for its own.
+func fits(registered []string) bool {
+	const own = 512 // twice those that Linux 6.18 has
+	return len(strings.Join(registered, " ")) < listRoom-own
+}
+
+// ownNames are the congestion controls that are not in BPF, in the kernel's order as
+// far as that can be told: asked for one by one, those of Linux, those whose modules
+// are loaded, and the default.
+func ownNames(root string, registered []string) (names []string) {
+	candidates := strings.Fields("reno cubic bbr bic cdg dctcp dctcp-reno highspeed htcp hybla illinois lp nv scalable vegas veno westwood yeah")
+	modules, _ := filepath.Glob(filepath.Join(root, "sys/module/tcp_*"))
+	for _, m := range modules {
+		candidates = append(candidates, strings.TrimPrefix(filepath.Base(m), "tcp_"))
+	}
+	if def, err := readDefault(root); err == nil {
+		candidates = append(candidates, def)
+	}
+	for i, n := range candidates {
+		if slices.Contains(candidates[:i], n) || slices.Contains(registered, n) {
+			continue
+		}
+		if there, _, err := tcpca.Ask(n); err == nil && there {
+			names = append(names, n)
+		}
+	}
+	return names
+}
 
 func readNames(root, sysctl string) ([]string, error) {
 	b, err := os.ReadFile(filepath.Join(root, sysctl))
@@ -269,6 +335,9 @@ func readNames(root, sysctl string) ([]string, error) {
 }
 
 func write(root, sysctl, value string) error {
+	if err := fault.At("write " + sysctl); err != nil {
+		return err
+	}
 	f, err := os.OpenFile(filepath.Join(root, sysctl), os.O_WRONLY, 0)
 	if err != nil {
 		return err

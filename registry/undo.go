@@ -15,7 +15,9 @@ import (
 	"strings"
 	"unsafe"
 
+	"ccload/internal/fault"
 	"ccload/internal/netns"
+	"ccload/internal/tcpca"
 	"ccload/structops"
 
 	"github.com/cilium/ebpf"
@@ -62,6 +64,12 @@ type text [24]byte
 func textOf(s string) (t text) { copy(t[:], s); return t }
 
 func (t text) String() string { return string(bytes.TrimRight(t[:], "\x00")) }
+
+// name is the congestion control in it.
+func (t text) name() string {
+	name, _, _ := strings.Cut(t.String(), " ")
+	return name
+}
 
 // ours says whether what is there now is what the entry speaks of.
 func (v *value) ours(now string) bool {
@@ -138,54 +146,104 @@ func keyOf(kind uint32, target []byte) (key, error) {
 	return k, err
 }
 
-// remember is to be called before a target is changed from what is there now, and
-// what it returns afterwards, with the error of the change.
-func (j *journal) remember(k key, now, to string) (changed func(error), err error) {
-	var before value
-	err = j.m.Lookup(k, &before)
-	known := err == nil
-	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return nil, fmt.Errorf("undo journal: %w", err)
-	}
-	v := before
-	if !known || !v.ours(now) { // what somebody else put there in between counts
-		v.Before = textOf(now)
-	}
-	v.Inode, v.Ours = ownInode(), [2]text{textOf(now), textOf(to)}
-	if err := j.m.Put(k, v); err != nil {
-		return nil, fmt.Errorf("undo journal: %w", err)
-	}
-	return func(err error) {
-		switch {
-		case err != nil && known:
-			j.m.Put(k, before)
-		case err != nil || v.Before == v.Ours[1]:
-			j.m.Delete(k)
-		}
-	}, nil
+// pending is an entry of a change that is not final yet.
+type pending struct {
+	j      *journal
+	k      key
+	before *value // the entry that was there; nil: none
+	empty  bool   // once the change is final there is nothing to put back
 }
 
-// moved is remember for what is changed only because a name goes away: it makes no
-// entry where none is.
-func (j *journal) moved(k key, now, to string) (changed func(error), err error) {
-	var v value
-	if j == nil || j.m.Lookup(k, &v) != nil {
-		return func(error) {}, nil
+// remember is to be called before a target is changed from what is there now. What
+// somebody else put there since the entry was made counts.
+func (j *journal) remember(k key, now, to string) (*pending, error) {
+	return j.enter(k, now, to, now)
+}
+
+// displace is remember for what is changed only because a name goes away, which ends
+// an entry of this change with it.
+func (j *journal) displace(k key, from, to string) (*pending, error) {
+	return j.enter(k, from, to, leaving)
+}
+
+// leaving stands in an entry, as what we put there before the last, for a name that is
+// being unregistered, and that ccload has not put there.
+const leaving = "*"
+
+func (j *journal) enter(k key, now, to, last string) (*pending, error) {
+	p := &pending{j: j, k: k}
+	v := value{Inode: ownInode(), Before: textOf(now), Ours: [2]text{textOf(last), textOf(to)}}
+	var before value
+	switch err := j.m.Lookup(k, &before); {
+	case err == nil:
+		p.before = &before
+		if before.ours(now) {
+			v.Before, v.Ours[0] = before.Before, textOf(now)
+		}
+	case !errors.Is(err, ebpf.ErrKeyNotExist):
+		return nil, fmt.Errorf("undo journal: %w", err)
 	}
-	return j.remember(k, now, to)
+	p.empty = v.Before == v.Ours[1] || v.Ours[0] == textOf(leaving)
+	return p, j.put(k, v)
+}
+
+// taken takes the entry back, after the change was not made or was itself taken back.
+func (p *pending) taken() error {
+	if p.before != nil {
+		return p.j.put(p.k, *p.before)
+	}
+	return p.j.delete(p.k)
+}
+
+// final is for when nothing can take the change back any more but the entry.
+func (p *pending) final() error {
+	if p.empty {
+		return p.j.delete(p.k)
+	}
+	return nil
+}
+
+// settled is taken or final, by the error of the change.
+func (p *pending) settled(err error) error {
+	if err != nil {
+		return errors.Join(err, p.taken())
+	}
+	return p.final()
+}
+
+func (j *journal) put(k key, v value) error {
+	err := fault.At("write to the undo journal")
+	if err == nil {
+		err = j.m.Put(k, v)
+	}
+	if err != nil {
+		return fmt.Errorf("undo journal: %w", err)
+	}
+	return nil
+}
+
+// delete also takes away what is not there.
+func (j *journal) delete(k key) error {
+	err := fault.At("delete from the undo journal")
+	if err == nil {
+		err = j.m.Delete(k)
+	}
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("undo journal: %w", err)
+	}
+	return nil
 }
 
 // allow makes a name an allowed one until nothing that the journal knows needs it.
 // In the initial namespace the kernel itself does so with its default.
 func (j *journal) allow(name string) error {
-	allowed, err := Allowed()
-	if err != nil || slices.Contains(allowed, name) {
+	if _, allowed, err := tcpca.Ask(name); err != nil || allowed {
 		return err
 	}
 	k := key{Kind: keyAllowed}
 	copy(k.Target[:], name)
-	if err := j.m.Put(k, value{}); err != nil {
-		return fmt.Errorf("undo journal: %w", err)
+	if err := j.put(k, value{}); err != nil {
+		return err
 	}
 	if initial("/") {
 		return nil
@@ -194,7 +252,8 @@ func (j *journal) allow(name string) error {
 }
 
 // settle takes the names from the list of allowed ones that were added for a
-// default which is no more. What cannot be done now stays for the next time.
+// default which is no more, and the entries away that end with a name which is. What
+// cannot be done now stays for the next time.
 func (j *journal) settle() {
 	entries, _ := j.entries()
 	needed := map[text]bool{}
@@ -202,17 +261,24 @@ func (j *journal) settle() {
 		if k.Kind == keyDefault {
 			needed[v.Ours[0]], needed[v.Ours[1]] = true, true
 		}
+		if v.Ours[0] != textOf(leaving) {
+			continue
+		}
+		needed[v.Before] = true
+		if there, _, err := tcpca.Ask(v.Before.name()); err == nil && !there {
+			j.delete(k)
+		}
 	}
 	for k := range entries {
 		name := text(k.Target[:unsafe.Sizeof(text{})])
 		if k.Kind == keyAllowed && !needed[name] && changeAllowed(removing(name.String())) == nil {
-			j.m.Delete(k)
+			j.delete(k)
 		}
 	}
 }
 
-// sweepUses drops the entries of network namespaces that are gone, and the pins of
-// control groups that are.
+// sweepUses drops the entries of network namespaces that are gone, or whose default is
+// what it was, and the pins of control groups that are gone.
 func sweepUses() {
 	sweepGroups()
 	j, err := openJournal(false)
@@ -225,12 +291,22 @@ func sweepUses() {
 		return
 	}
 	at, err := reach(entries)
-	if err != nil || !allProcesses() {
+	if err != nil {
 		return
 	}
-	for k := range entries {
-		if _, ok := at[k.NS]; !ok && k.Kind != keyAllowed {
-			j.m.Delete(k)
+	all := allProcesses()
+	for k, v := range entries {
+		n, ok := at[k.NS]
+		over := !ok && all
+		if ok && k.Kind == keyDefault {
+			n.do(func() error {
+				now, err := readDefault("/")
+				over = err == nil && now == v.Before.String()
+				return err
+			})
+		}
+		if over && k.Kind != keyAllowed {
+			j.delete(k)
 		}
 	}
 }
@@ -414,7 +490,9 @@ func restore(match func(key) bool, group func(uint64) bool) (*Restoration, error
 			errs = append(errs, fmt.Errorf("restore %s: %w", one.Place(), err))
 			continue
 		}
-		j.m.Delete(k)
+		if err := j.delete(k); err != nil {
+			errs = append(errs, fmt.Errorf("restore %s: %w", one.Place(), err))
+		}
 		if warning != "" {
 			r.Warnings = append(r.Warnings, one.Place()+": "+warning)
 		} else if one.From != one.To {
@@ -456,7 +534,7 @@ func (o *Restored) namespaceDefault(j *journal, v *value, warning *string) error
 		*warning = left(now)
 		return nil
 	}
-	if err := autoload("/", o.To); err != nil {
+	if _, err := autoload(o.To); err != nil {
 		return err
 	}
 	// It may not have been an allowed one: a new network namespace has what the

@@ -11,6 +11,8 @@ import (
 	"time"
 	"unsafe"
 
+	"ccload/internal/fault"
+
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
@@ -51,11 +53,19 @@ func createMap(name string, btf int, valueType, valueSize, flags uint32) (int, e
 		ifindex, btf, keyType, localType, valueType          uint32
 	}{typ: structOpsMap, keySize: 4, valueSize: valueSize, entries: 1, flags: flags, btf: uint32(btf), valueType: valueType}
 	copy(attr.name[:15], name)
+	if err := fault.At("create BPF map " + name); err != nil {
+		return -1, err
+	}
 	return bpf(unix.BPF_MAP_CREATE, &attr)
 }
 
 // element is the one element of a struct_ops map or of a data section.
 func element(cmd uintptr, fd int, value []byte) error {
+	if step := map[uintptr]string{unix.BPF_MAP_UPDATE_ELEM: "update BPF map", unix.BPF_MAP_DELETE_ELEM: "delete from BPF map"}[cmd]; step != "" {
+		if err := fault.At(step); err != nil {
+			return err
+		}
+	}
 	var key uint32
 	attr := struct {
 		fd, _      uint32
@@ -70,6 +80,9 @@ func element(cmd uintptr, fd int, value []byte) error {
 }
 
 func pin(fd int, path string) error {
+	if err := fault.At("pin " + path); err != nil {
+		return err
+	}
 	p, err := unix.BytePtrFromString(path)
 	if err != nil {
 		return err
@@ -93,6 +106,9 @@ func openPin(path string) (int, error) {
 }
 
 func createLink(mapFD int) (int, error) {
+	if err := fault.At("attach BPF link"); err != nil {
+		return -1, err
+	}
 	return bpf(unix.BPF_LINK_CREATE, &struct{ mapFD, target, attachType, flags uint32 }{
 		uint32(mapFD), 0, structOpsAttach, 0})
 }
@@ -100,17 +116,26 @@ func createLink(mapFD int) (int, error) {
 // createFreplace puts an extension program in the place of a function of
 // another program; function is its id in that program's BTF.
 func createFreplace(extension, program int, function uint32) (int, error) {
+	if err := fault.At("replace function"); err != nil {
+		return -1, err
+	}
 	return bpf(unix.BPF_LINK_CREATE, &struct{ prog, target, attachType, flags, function uint32 }{
 		uint32(extension), uint32(program), 0, 0, function})
 }
 
 func updateLink(fd, newMap, oldMap int) error {
+	if err := fault.At("update BPF link"); err != nil {
+		return err
+	}
 	_, err := bpf(unix.BPF_LINK_UPDATE, &struct{ fd, newMap, flags, oldMap uint32 }{
 		uint32(fd), uint32(newMap), unix.BPF_F_REPLACE, uint32(oldMap)})
 	return err
 }
 
 func detachLink(fd int) error {
+	if err := fault.At("detach BPF link"); err != nil {
+		return err
+	}
 	_, err := bpf(unix.BPF_LINK_DETACH, &struct{ fd uint32 }{uint32(fd)})
 	return err
 }

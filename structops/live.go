@@ -92,6 +92,38 @@ func Live() ([]*Info, error) {
 	return live, nil
 }
 
+// Names are those of the congestion controls in BPF that are registered, in the order in
+// which they were made. It needs CAP_SYS_ADMIN: otherwise a *PermissionError.
+func Names() ([]string, error) {
+	l, err := kernelLayout()
+	if err != nil {
+		return nil, err
+	}
+	var all []*Info
+	byLink := false
+	err = eachID(unix.BPF_MAP_GET_NEXT_ID, unix.BPF_MAP_GET_FD_BY_ID, func(_ uint32, fd int) error {
+		i, err := readMap(fd, l)
+		if err == nil && i != nil {
+			all, byLink = append(all, i), byLink || i.byLink
+		}
+		return err
+	})
+	var links map[uint32]uint32
+	if err == nil && byLink {
+		links, err = structOpsLinks()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("BPF maps: %w", permission("", err, looking...))
+	}
+	var names []string
+	for _, i := range slices.Backward(all) {
+		if i.LinkID = links[i.MapID]; i.Registered() {
+			names = append(names, i.Name)
+		}
+	}
+	return names, nil
+}
+
 // Inspect is Live for one map. ErrNotFound says that there is none with that id,
 // or that it is for something else.
 func Inspect(mapID uint32) (*Info, error) {

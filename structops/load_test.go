@@ -42,7 +42,7 @@ func registered(t testing.TB, name string) bool {
 // background.
 func gone(t testing.TB, name string) {
 	t.Helper()
-	if err := waitGone("/proc/sys/net/ipv4/tcp_available_congestion_control", name); err != nil {
+	if err := waitGone(name); err != nil {
 		t.Errorf("%s: %v", name, err)
 	}
 }

@@ -47,6 +47,29 @@ type Ops struct {
 	err error       // why it cannot be used, whatever its name
 }
 
+// Copy is another Spec of the object: fields and parameters of the two can be changed
+// without each other.
+func (s *Spec) Copy() *Spec {
+	c := *s
+	c.Warnings = slices.Clone(s.Warnings)
+	c.Ops = nil
+	for _, o := range s.Ops {
+		ops := *o
+		ops.Programs = maps.Clone(o.Programs)
+		c.Ops = append(c.Ops, &ops)
+	}
+	if s.coll != nil {
+		coll := *s.coll // which nothing but Set writes to
+		coll.Variables = map[string]*ebpf.VariableSpec{}
+		for name, v := range s.coll.Variables {
+			one := *v
+			coll.Variables[name] = &one
+		}
+		c.coll = &coll
+	}
+	return &c
+}
+
 const opsType = "tcp_congestion_ops"
 
 const nameSize = 16 // of its member for the name (TCP_CA_NAME_MAX)

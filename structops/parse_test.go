@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -296,4 +297,29 @@ func FuzzParse(f *testing.F) {
 			s.kconfigFrom("testdata")
 		}
 	})
+}
+
+// Of a Spec and its copy each can be changed without the other.
+func TestCopy(t *testing.T) {
+	s := mustParse(t, "basic")
+	c := s.Copy()
+	if len(c.Ops) != len(s.Ops) || !reflect.DeepEqual(c.Ops[0], s.Ops[0]) || !reflect.DeepEqual(c.Params(), s.Params()) {
+		t.Fatalf("the copy is %+v of %+v", c.Ops, s.Ops)
+	}
+	want, ops := s.Params(), *s.Ops[0]
+	programs := maps.Clone(ops.Programs)
+	c.Ops[0].Name, c.Ops[0].Flags = "other", 7
+	clear(c.Ops[0].Programs)
+	c.Warnings = append(c.Warnings, "one more")
+	for _, p := range want {
+		if err := c.Set(p.Name, "1"); err != nil {
+			t.Logf("%s: %v", p.Name, err)
+		}
+	}
+	if reflect.DeepEqual(c.Params(), want) {
+		t.Error("no parameter could be set")
+	}
+	if s.Ops[0].Name != ops.Name || s.Ops[0].Flags != ops.Flags || !maps.Equal(s.Ops[0].Programs, programs) || !reflect.DeepEqual(s.Params(), want) {
+		t.Errorf("the original is %+v, %v", *s.Ops[0], s.Params())
+	}
 }

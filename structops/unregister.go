@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"ccload/internal/tcpca"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -69,7 +71,7 @@ func unregister(info *Info) error {
 		if err := deleteElement(fd); err != nil {
 			return err
 		}
-		return waitGone("/proc/sys/net/ipv4/tcp_available_congestion_control", now.Name)
+		return waitGone(now.Name)
 	}
 	fd, err := openID(unix.BPF_LINK_GET_FD_BY_ID, now.LinkID)
 	if err != nil {
@@ -83,20 +85,17 @@ func unregister(info *Info) error {
 	if err != nil {
 		return err
 	}
-	return waitGone("/proc/sys/net/ipv4/tcp_available_congestion_control", now.Name)
+	return waitGone(now.Name)
 }
 
-func waitGone(list, name string) error {
+func waitGone(name string) error {
 	for deadline := time.Now().Add(lingers); ; time.Sleep(time.Millisecond) {
-		b, err := os.ReadFile(list)
-		if err != nil {
+		there, _, err := tcpca.Ask(name)
+		if err != nil || !there {
 			return err
 		}
-		if !slices.Contains(strings.Fields(string(b)), name) {
-			return nil
-		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("the kernel still lists it after %v", lingers)
+			return fmt.Errorf("the kernel still has it after %v", lingers)
 		}
 	}
 }
