@@ -7,6 +7,7 @@
 package plots
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -30,6 +31,7 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 
 	"ccload/harness/trace"
+	"ccload/internal/atomicfile"
 )
 
 // ErrFormat says that a file's ending is none of .png, .svg and .pdf.
@@ -59,16 +61,16 @@ func Save(path string, results []*trace.Result) (warnings []string, err error) {
 	if err != nil {
 		return fail(err)
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".ccload-*")
+	var b bytes.Buffer
+	if _, err := w.WriteTo(&b); err != nil {
+		return fail(err)
+	}
+	dir, err := os.OpenRoot(filepath.Dir(path))
 	if err != nil {
 		return fail(err)
 	}
-	defer os.Remove(f.Name())
-	_, err = w.WriteTo(f)
-	if err := errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
-		return fail(err)
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
+	defer dir.Close()
+	if err := atomicfile.Write(dir, filepath.Base(path), b.Bytes()); err != nil {
 		return fail(err)
 	}
 	return p.warnings, nil

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"ccload/internal/change"
+	"ccload/internal/fault"
 	"ccload/structops"
 
 	"golang.org/x/sys/unix"
@@ -26,21 +28,35 @@ const (
 var errLocked = fmt.Errorf("another ccload is at work: it has held the lock on %s for %v", bpffs, lockWait)
 
 // lock waits for the lock, mounts bpffs if need be, and sweeps what a ccload that
-// was killed has left half done. It is not reentrant.
+// was killed has left half done. From then on until unlock a signal does not end the
+// process. It is not reentrant.
 func lock() (unlock func(), err error) {
 	if _, err := mountBPFFS(); err != nil {
+		return nil, err
+	}
+	if err := fault.At("wait for the lock"); err != nil {
 		return nil, err
 	}
 	dir, err := lockDir()
 	if err != nil {
 		return nil, fmt.Errorf("lock: %w", err)
 	}
+	end, err := change.Begin()
+	if err != nil {
+		dir.Close()
+		return nil, err
+	}
+	unlock = func() { dir.Close(); end() }
+	if err := fault.At("have the lock"); err != nil {
+		unlock()
+		return nil, err
+	}
 	takeOver()
 	sweepPins()
 	sweepReplacements()
 	sweepExtensions()
 	sweepUses()
-	return func() { dir.Close() }, nil
+	return unlock, nil
 }
 
 // locked runs fn with the lock.

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"unsafe"
 
+	"ccload/internal/change"
 	"ccload/internal/fault"
 	"ccload/internal/netns"
 	"ccload/internal/tcpca"
@@ -404,6 +405,7 @@ type Restored struct {
 // them; and before sockets that were open were moved. What somebody else has changed
 // since is left as it is, and said in the warnings. What fails stays to be restored.
 func Restore() (*Restoration, error) {
+	defer change.Together()()
 	r, err := restore(func(key) bool { return true }, func(uint64) bool { return true })
 	if r == nil {
 		return nil, err

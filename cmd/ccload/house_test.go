@@ -18,8 +18,8 @@ var rooms = map[string][]string{
 	"structops":     {"internal"},
 	"registry":      {"structops", "internal"},
 	"harness":       {"harness", "internal"},
-	"harness/trace": {},
-	"plots":         {"harness/trace"},
+	"harness/trace": {"internal"},
+	"plots":         {"harness/trace", "internal"},
 }
 
 func TestImports(t *testing.T) {

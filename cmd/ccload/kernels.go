@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 
 	"ccload/harness/vm"
+	"ccload/internal/change"
 
 	"github.com/spf13/cobra"
 )
@@ -47,6 +48,11 @@ looked for in ../lib/modules beside it.`,
 			ValidArgsFunction: cobra.FixedCompletions(toCompletions(vm.Names()), cobra.ShellCompDirectiveNoFileComp),
 			RunE: func(cmd *cobra.Command, args []string) error {
 				garbage(true)
+				over, err := change.Begin() // the programs that fetch them are ended first
+				if err != nil {
+					return err
+				}
+				defer over()
 				pulled := []vm.Known{}
 				var errs []error // one that cannot be had does not keep the others
 				for _, name := range args {

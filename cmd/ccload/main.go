@@ -13,10 +13,8 @@ import (
 	"io"
 	"math"
 	"os"
-	"os/signal"
 	"runtime/debug"
 	"strings"
-	"syscall"
 
 	"ccload/harness/vm"
 	"ccload/registry"
@@ -27,7 +25,8 @@ import (
 // version is set when ccload is built (see the Makefile).
 var version = "unknown"
 
-// Exit codes: the contract of every verb.
+// Exit codes: the contract of every verb. One that a signal ended has 128 and the
+// signal's number.
 const (
 	exitDone   = 0
 	exitFailed = 1
@@ -41,9 +40,7 @@ func main() {
 		})
 	}
 	garbage(false)
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	os.Exit(run(endOnSignals(os.Stderr), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
 // garbage turns the garbage collector on or off. Verbs that only talk to the
@@ -97,14 +94,23 @@ func run(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writ
 	if ferr := a.out.Flush(); err == nil && ferr != nil {
 		err = fmt.Errorf("write the results: %w", ferr)
 	}
-	if err == nil {
+	signal, stopped := endedBy(ctx)
+	switch {
+	case err == nil && stopped:
+		err = fmt.Errorf("%w when all was done", signal)
+	case err == nil:
 		return exitDone
+	case stopped && errors.Is(err, context.Canceled):
+		err = signal
 	}
 	if !errors.Is(err, errSilent) {
 		fmt.Fprintf(stderr, "ccload: %s\n", strings.TrimSpace(err.Error()))
 		if h := hint(err); h != "" {
 			fmt.Fprintf(stderr, "hint: %s\n", h)
 		}
+	}
+	if stopped {
+		return signal.status()
 	}
 	var usage usageError
 	if !started || errors.As(err, &usage) {

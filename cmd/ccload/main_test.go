@@ -50,6 +50,7 @@ func TestMain(m *testing.M) {
 		"nobody": asNobody,
 		"locked": lockedDown,
 		"hold":   hold,
+		"at":     at,
 	})
 }
 
@@ -66,11 +67,18 @@ func TestMain(m *testing.M) {
 //	locked COMMAND…       where the kernel refuses BPF even to root
 //	hold PORT…            a connection to each port of loopback, and who listens there,
 //	                      until it is killed; then there is a file named held
+//	at STEP FILE COMMAND… makes the file when the command comes to a step (package
+//	                      fault), and waits there for as long as it is there
+//	appears FILE          waits for it
+//	signalled SIGNAL[,SIGNAL…] FILE|TIME COMMAND…
+//	                      sends signals once the file is there or the time is over; the
+//	                      exit status must be the last one's. The file of one is removed
 //	fulldisk SIZE DIR     a disk of that many MiB until the script ends
 //
 // The condition [live:NAME] holds if the kernel has that congestion control.
 // $OBJECTS holds the law-breaking objects of structops/testdata, $BPF the objects
-// of the catalogue, $EXPERIMENTS the experiment files.
+// of the catalogue, $EXPERIMENTS the experiment files, $SLOW an object that takes the
+// verifier seconds.
 func TestSessions(t *testing.T) {
 	kerneltest.Privileged(t)
 	sessions(t, "testdata")
@@ -96,6 +104,10 @@ func sessions(t *testing.T, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	slow, err := filepath.Abs("testdata/slow.bpf.o")
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.RunT(sequential{t}, testscript.Params{
 		Dir:                 dir,
 		UpdateScripts:       *update,
@@ -104,6 +116,7 @@ func sessions(t *testing.T, dir string) {
 			env.Setenv("OBJECTS", objects)
 			env.Setenv("BPF", bpf)
 			env.Setenv("EXPERIMENTS", experiments)
+			env.Setenv("SLOW", slow)
 			env.Setenv("XDG_CACHE_HOME", filepath.Dir(filepath.Dir(vm.CacheDir()))) // the guests' kernels are there
 			before, err := kerneltest.Take()
 			env.Values["before"] = before
@@ -130,6 +143,8 @@ func sessions(t *testing.T, dir string) {
 			"stale":     stale,
 			"patch":     patch,
 			"fulldisk":  fullDisk,
+			"appears":   appears,
+			"signalled": signalled,
 		},
 	})
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"ccload/cc"
+	"ccload/internal/change"
 	"ccload/registry"
 	"ccload/structops"
 
@@ -50,6 +51,7 @@ The catalogue: ` + catalogue(),
 			for _, ops := range spec.Ops {
 				a.sayv("object: map %q, congestion control %q, licence %q", ops.Map, ops.Name, spec.License)
 			}
+			defer change.Together()()
 			r, err := registry.Register(spec, o)
 			if v, ok := errors.AsType[*structops.VerifierError](err); ok && log {
 				return hinted{fmt.Errorf("register %q:\n%+v", args[0], v), ""}

@@ -20,6 +20,7 @@ import (
 	"ccload/harness/link"
 	"ccload/harness/trace"
 	"ccload/harness/vm"
+	"ccload/internal/change"
 	"ccload/registry"
 
 	"github.com/spf13/cobra"
@@ -134,6 +135,11 @@ func (a *app) runTasks(ctx context.Context, f *runFlags, tasks []task) (_ []*tra
 			return nil, usageError{err}
 		}
 	}
+	over, err := change.Begin() // what there is when a signal comes is kept
+	if err != nil {
+		return nil, err
+	}
+	defer over()
 	if len(f.kernels) > 0 {
 		return a.runInGuests(ctx, f, tasks)
 	}

@@ -29,6 +29,7 @@ import (
 	"slices"
 	"strings"
 
+	"ccload/internal/change"
 	"ccload/internal/netns"
 	"ccload/registry"
 	"ccload/structops"
@@ -296,13 +297,14 @@ func inNamespace[T any](name string, fn func(*netns.NS) (T, error)) (v T, err er
 
 // Apply does it. That a congestion control is not there which is to be used is found
 // before anything is done. When a step fails those before it stay done: another plan
-// goes on from there.
+// goes on from there. A signal does not end the process between the steps.
 func (p *Plan) Apply() error {
 	for _, name := range p.needs {
 		if err := registry.Require(name); err != nil {
 			return err
 		}
 	}
+	defer change.Together()()
 	for i := range p.Steps {
 		s := &p.Steps[i]
 		warnings, err := s.apply()
