@@ -11,29 +11,32 @@ import (
 	"ccload/harness/trace"
 )
 
-// ParseRate reads a rate as tc(8) writes it: a number and one of bit, kbit,
-// mbit, gbit, tbit (powers of 1000), kibit … (powers of 1024), or bps, kbps …
-// for bytes a second. A bare number is bit/s. Case does not matter.
+// ParseRate reads a rate: a number and one of bit, kbit, mbit, gbit, tbit (powers of
+// 1000) or kibit … (powers of 1024). Case does not matter. What tc(8) writes for
+// bytes a second, kbps …, is refused, for most who write it mean bits; and so is a
+// number without a unit.
 func ParseRate(s string) (bitPerSecond float64, err error) {
 	v, unit, err := number("rate", s)
 	if err != nil {
 		return 0, err
 	}
-	bits := 1.0
-	prefix, ok := strings.CutSuffix(unit, "bit")
-	if !ok {
-		if prefix, ok = strings.CutSuffix(unit, "bps"); ok {
-			bits = 8
-		}
+	if unit == "" {
+		return 0, fmt.Errorf("rate %q: which unit? say %[1]skbit, %[1]smbit or %[1]sgbit", s)
 	}
+	prefix, isBits := strings.CutSuffix(unit, "bit")
+	prefix, isBytes := strings.CutSuffix(prefix, "bps")
 	factor, known := map[string]float64{
 		"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12,
 		"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40,
 	}[prefix]
-	if unit != "" && !(ok && known) {
+	switch {
+	case known && isBits != isBytes && isBytes:
+		spell := func(v float64) string { return strconv.FormatFloat(v, 'f', -1, 64) + prefix + "bit" }
+		return 0, fmt.Errorf("rate %q: in bits or in bytes? say %s or %s", s, spell(v), spell(8*v))
+	case !known || !isBits || isBytes:
 		return 0, fmt.Errorf("rate %q: unknown unit %q: say bit, kbit, mbit or gbit", s, unit)
 	}
-	return positive("rate", s, v*bits*factor)
+	return positive("rate", s, v*factor)
 }
 
 // ParseTime reads a time: a number and one of ns, us, ms, s, min, h, and what
@@ -90,6 +93,24 @@ func ParseBuffer(s string, mtu int) (packets int, bdp float64, err error) {
 		return 0, 0, fmt.Errorf("buffer %q: which unit? say %[1]sbdp, %[1]sp or %[1]skb", s)
 	}
 	return 0, 0, fmt.Errorf("buffer %q: unknown unit %q: say bdp, p (packets), b, kb or mb", s, unit)
+}
+
+// ParseMTU reads the size of the link's packets, in bytes.
+func ParseMTU(s string) (bytes int, err error) {
+	bytes, err = strconv.Atoi(s)
+	if err != nil || bytes < minMTU || bytes > maxMTU {
+		return 0, fmt.Errorf("mtu %q: a whole number of bytes from %d to %d", s, minMTU, maxMTU)
+	}
+	return bytes, nil
+}
+
+// ParseCC reads the name of a congestion control. Whether the kernel has it is
+// another matter; but it may name a directory.
+func ParseCC(s string) (string, error) {
+	if len(s) > 15 || strings.Trim(s, ".") == "" || strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune(`/$"\'`, r) }) >= 0 {
+		return "", fmt.Errorf("congestion control %q: not a name", s)
+	}
+	return s, nil
 }
 
 // ParseLoss reads loss on purpose: 0.01% or a probability such as 0.0001 is

@@ -4,6 +4,7 @@ package harness
 
 import (
 	"math"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -27,18 +28,46 @@ func near(a, b float64) bool { return math.Abs(a-b) <= 1e-12*math.Abs(b) }
 
 func TestParseRate(t *testing.T) {
 	for in, want := range map[string]float64{
-		"20mbit": 20e6, "1gbit": 1e9, "500kbit": 5e5, "1.5Mbit": 1.5e6, "9600bit": 9600, "1000000": 1e6,
-		"1kibit": 1024, "1mbps": 8e6, "1mibps": 8 << 20, ".5gbit": 5e8, "1TBIT": 1e12,
+		"20mbit": 20e6, "1gbit": 1e9, "500kbit": 5e5, "1.5Mbit": 1.5e6, "9600bit": 9600,
+		"1kibit": 1024, "1MIbit": 1 << 20, ".5gbit": 5e8, "1TBIT": 1e12,
 	} {
 		if got, err := ParseRate(in); err != nil || !near(got, want) {
 			t.Errorf("%q: %v, %v; want %v", in, got, err, want)
 		}
 	}
 	bad{
+		"2Mbps": "in bits or in bytes? say 2mbit or 16mbit", "1bps": "say 1bit or 8bit", ".5gibps": "say 0.5gibit or 4gibit",
+		"50": "which unit? say 50kbit, 50mbit or 50gbit", "1000000": "which unit?", "1bitbps": "unknown unit", "1bpsbit": "unknown unit",
 		"": "not a number", "mbit": "not a number", "-1mbit": "not a number", "20mb": `unknown unit "mb"`, "20m": "unknown unit",
-		"20 mbit": "unknown unit", "0": "out of range", "0mbit": "out of range", "1e9": `unknown unit "e9"`, "1.2.3bit": "not a number",
+		"20 mbit": "unknown unit", "0": "which unit?", "0mbit": "out of range", "1e9": `unknown unit "e9"`, "1.2.3bit": "not a number",
 		"nan": "not a number", "inf": "not a number", "1xbit": "unknown unit", strings.Repeat("9", 400): "not a number",
 	}.check(t, func(s string) error { _, err := ParseRate(s); return err })
+}
+
+func TestParseMTU(t *testing.T) {
+	for in, want := range map[string]int{"576": 576, "1500": 1500, "9000": 9000} {
+		if got, err := ParseMTU(in); err != nil || got != want {
+			t.Errorf("%q: %v, %v; want %v", in, got, err, want)
+		}
+	}
+	const wrong = "a whole number of bytes from 576 to 9000"
+	bad{"": wrong, "575": wrong, "9001": wrong, "0": wrong, "-1": wrong, "1500b": wrong, "1.5": wrong, "99999999999999999999": wrong}.
+		check(t, func(s string) error { _, err := ParseMTU(s); return err })
+}
+
+func TestParseCC(t *testing.T) {
+	for _, in := range []string{"reno", "bpf_cubic", "dctcp-reno", "a.b", ".a", "exactly15bytes_"} {
+		if got, err := ParseCC(in); err != nil || got != in {
+			t.Errorf("%q: %q, %v", in, got, err)
+		}
+	}
+	for _, in := range []string{
+		"", ".", "..", "...", "a/b", "/", "../reno", "a b", "a\n", "a\x1b[2J", "$cc", "ä", `a"b`, `a\b`, "exactly_16_bytes", strings.Repeat("9", 100000),
+	} {
+		if _, err := ParseCC(in); err == nil {
+			t.Errorf("%.20q: no error", in)
+		}
+	}
 }
 
 func TestParseTime(t *testing.T) {
@@ -90,11 +119,11 @@ func TestParseECN(t *testing.T) {
 
 // Whatever is typed, a parser either refuses it or gives something in range.
 func FuzzParse(f *testing.F) {
-	for _, s := range []string{"20mbit", "40ms", "1bdp", "64kb", "0.01%", "1/10000", "20p", "1e5", "٣ms", "..", "9999999999999999999999p"} {
+	for _, s := range []string{"20mbit", "40ms", "1bdp", "64kb", "0.01%", "1/10000", "20p", "1e5", "2Mbps", "9000", "reno", "..", "٣ms", "..", "9999999999999999999999p"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		if v, err := ParseRate(s); err == nil && !(v > 0 && v < math.Inf(1)) {
+		if v, err := ParseRate(s); err == nil && !(v > 0 && v < math.Inf(1) && strings.HasSuffix(strings.ToLower(s), "bit")) {
 			t.Errorf("rate %q: %v", s, v)
 		}
 		if v, err := ParseTime(s); err == nil && !(v >= 0 && v < math.Inf(1)) {
@@ -108,6 +137,12 @@ func FuzzParse(f *testing.F) {
 		}
 		if n, err := ParseECN(s); err == nil && n < 1 {
 			t.Errorf("ecn %q: %v", s, n)
+		}
+		if n, err := ParseMTU(s); err == nil && (n < minMTU || n > maxMTU) {
+			t.Errorf("mtu %q: %v", s, n)
+		}
+		if _, err := ParseCC(s); err == nil && (!filepath.IsLocal(s) || filepath.Clean(s) != s || s == "." || strings.ContainsRune(s, '/')) {
+			t.Errorf("congestion control %q names more than a file", s)
 		}
 	})
 }

@@ -248,8 +248,9 @@ func TestParseTruncated(t *testing.T) {
 
 func TestCheckName(t *testing.T) {
 	for name, ok := range map[string]bool{
-		"a": true, "bpf_cubic.2": true, "exactly15bytes_": true,
+		"a": true, "bpf_cubic.2": true, ".a": true, "_": true, "exactly15bytes_": true,
 		"": false, "exactly_16_bytes": false, "a b": false, "a/b": false, "ä": false, "a\x00": false, "a-b": false,
+		".": false, "..": false, "...": false,
 	} {
 		if err := CheckName(name); (err == nil) != ok || err != nil && !errors.Is(err, ErrName) {
 			t.Errorf("%q: %v", name, err)

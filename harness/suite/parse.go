@@ -55,13 +55,6 @@ func seed(s string) (uint64, error) {
 	return v, nil
 }
 
-func congestionControl(s string) (string, error) {
-	if s == "" || strings.ContainsAny(s, "/$ ") || strings.HasPrefix(s, ".") {
-		return "", fmt.Errorf("congestion control %q: not a name", s)
-	}
-	return s, nil
-}
-
 func (s *Suite) parse(n *yaml.Node) error {
 	base := run{repeat: 1, experiment: trace.Experiment{Seed: 1, PerAck: true}}
 	var defaults, runs *yaml.Node
@@ -146,7 +139,7 @@ func (r *run) pair(n *yaml.Node) error {
 	var pair []string
 	add := func(n *yaml.Node) error {
 		var cc string
-		if err := yamlfile.Value(&cc, congestionControl)(n); err != nil {
+		if err := yamlfile.Value(&cc, harness.ParseCC)(n); err != nil {
 			return err
 		}
 		if slices.Contains(pair, cc) {
@@ -209,7 +202,7 @@ func (r *run) parse(n *yaml.Node, l *link, more yamlfile.Fields) error {
 						if s == underTest {
 							return s, nil
 						}
-						return congestionControl(s)
+						return harness.ParseCC(s)
 					}),
 					"start":    yamlfile.Value(&f.Start, harness.ParseTime),
 					"duration": yamlfile.Value(&f.Duration, harness.ParseTime),
@@ -259,7 +252,7 @@ func (l link) apply(to *trace.Link) error {
 		set func(*yaml.Node) error
 	}{
 		{"kind", yamlfile.Value(&to.Kind, yamlfile.AsIs)},
-		{"mtu", yamlfile.Value(&to.MTU, yamlfile.Whole(1, 1<<16))}, // before the buffer
+		{"mtu", yamlfile.Value(&to.MTU, harness.ParseMTU)}, // before the buffer
 		{"rate", yamlfile.Value(&to.Rate, harness.ParseRate)},
 		{"rtt", yamlfile.Value(&to.RTT, harness.ParseTime)},
 		{"buffer", yamlfile.Value(&to.Buffer, func(s string) (packets int, err error) {
