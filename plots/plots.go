@@ -40,8 +40,8 @@ var ErrFormat = errors.New("not a kind of picture that can be drawn: .png, .svg 
 // Size of the picture: it fits a page of A4, and a README at 900 pixels.
 const (
 	width  = 8.2 * vg.Inch
-	height = 9.4 * vg.Inch
-	dpi    = 180 // of a PNG
+	height = 9.4 * vg.Inch // with a legend of one line
+	dpi    = 180           // of a PNG
 )
 
 // Save draws the results into a file of the kind that its ending tells. What a
@@ -77,12 +77,12 @@ func Save(path string, results []*trace.Result) (warnings []string, err error) {
 }
 
 func drawPNG(p *picture) (io.WriterTo, error) {
-	c := vgimg.NewWith(vgimg.UseWH(width, height), vgimg.UseDPI(dpi))
+	c := vgimg.NewWith(vgimg.UseWH(width, p.height()), vgimg.UseDPI(dpi))
 	return vgimg.PngCanvas{Canvas: c}, p.draw(draw.New(c))
 }
 
 func drawSVG(p *picture) (io.WriterTo, error) {
-	c := vgsvg.New(width, height)
+	c := vgsvg.New(width, p.height())
 	return c, p.draw(draw.New(c))
 }
 
@@ -91,19 +91,8 @@ func drawPDF(p *picture) (io.WriterTo, error) {
 	fpdf.SetDefaultCreationDate(time.Unix(0, 0))
 	fpdf.SetDefaultModificationDate(time.Unix(0, 0))
 	fpdf.SetDefaultCatalogSort(true)
-	c := vgpdf.New(width, height)
+	c := vgpdf.New(width, p.height())
 	return c, p.draw(draw.New(c))
-}
-
-// Colours that people who see few can tell apart, and that differ in grey too
-// (Okabe and Ito, "Color Universal Design", 2008). Vermillion is kept for drops.
-var palette = []color.NRGBA{
-	{0x00, 0x72, 0xb2, 0xff}, // blue
-	{0xe6, 0x9f, 0x00, 0xff}, // orange
-	{0x00, 0x9e, 0x73, 0xff}, // bluish green
-	{0xcc, 0x79, 0xa7, 0xff}, // reddish purple
-	{0x56, 0xb4, 0xe9, 0xff}, // sky blue
-	{0x00, 0x00, 0x00, 0xff},
 }
 
 var grey = color.NRGBA{0x77, 0x77, 0x77, 0xff}
@@ -118,36 +107,29 @@ func init() {
 	plot.DefaultFont = font.Font{Typeface: "Liberation", Variant: "Sans"}
 }
 
-// flow is one flow of one result, ready to be drawn.
-type flow struct {
-	cc      string
-	color   color.NRGBA
-	samples []trace.Sample
-}
-
-// queue is the bottleneck of one result.
-type queue struct {
-	cc    string // of the first flow
-	color color.NRGBA
-	links []trace.LinkSample
-}
-
 // picture is what is common to the panels.
 type picture struct {
-	title    string
-	link     trace.Link
-	end      float64 // s
-	ccs      []string
-	colors   map[string]color.NRGBA
-	flows    []flow
-	queues   []queue
-	theory   []trace.Curve
-	warnings []string
+	title     string
+	notes     []string // what a reader must know, below the title
+	link      trace.Link
+	measured  *float64 // bit/s, of the one result, where the check of it failed
+	end       float64  // s
+	series    []*series
+	flowsEach int // in each result; 0: not as many in each
+	queues    []queue
+	spoiled   []span    // s
+	cut       []float64 // where results that were interrupted end
+	theory    []trace.Curve
+	warnings  []string
 }
 
+// span is a part of the time axis, in s.
+type span struct{ from, to float64 }
+
 func newPicture(results []*trace.Result) (*picture, error) {
-	p := &picture{colors: map[string]color.NRGBA{}}
-	names := map[string]int{} // results in which a congestion control is
+	p := &picture{}
+	p.makeSeries(results)
+	samples := 0
 	for i, r := range results {
 		link := r.Run.Link.Link
 		if i == 0 {
@@ -156,73 +138,125 @@ func newPicture(results []*trace.Result) (*picture, error) {
 			p.warnings = append(p.warnings, "the results are of different links; the picture's lines for BDP, buffer and RTT are the first's")
 			p.title = "different links; the first is " + p.title
 		}
-		p.end = max(p.end, r.Run.Experiment.Duration)
-		p.addFlows(r, names)
-		p.theory = append(p.theory, r.Run.Theory...)
+		if n := len(r.Run.Experiment.Flows); i == 0 {
+			p.flowsEach = n
+		} else if n != p.flowsEach {
+			p.flowsEach = 0
+		}
+		p.end = max(p.end, lasted(r))
+		for _, t := range r.Run.Theory {
+			p.theory = append(p.theory, t)
+		}
+		for _, d := range r.Run.Disturbances {
+			p.spoiled = append(p.spoiled, span{float64(d.Second), float64(d.Second + 1)})
+		}
+		samples += len(r.Samples)
+		p.note(r, resultName(results, i))
 	}
-	if len(p.flows) == 0 {
+	if samples == 0 {
 		return nil, errors.New("there are no samples to draw")
+	}
+	if math.IsNaN(p.end) || p.end <= 0 {
+		return nil, errors.New("the results are of no time")
+	}
+	p.spoiled = union(p.spoiled)
+	for _, s := range p.series {
+		var none []string
+		for _, f := range s.flows {
+			if len(f.samples) == 0 {
+				none = append(none, fmt.Sprint(f.id))
+			}
+		}
+		if n := len(none); n > 0 {
+			const told = 5
+			if n > told {
+				none = append(none[:told], "…")
+			}
+			p.warnings = append(p.warnings, fmt.Sprintf("%d of %s have no samples: %s", n, counted(len(s.flows), s.label+" flow"), strings.Join(none, ", ")))
+		}
 	}
 	return p, nil
 }
 
-// addFlows takes over the flows of a result that have samples. Those of one
-// congestion control get shades of its colour.
-func (p *picture) addFlows(r *trace.Result, names map[string]int) {
-	byFlow := map[int32][]trace.Sample{}
-	for _, s := range r.Samples {
-		byFlow[s.Flow] = append(byFlow[s.Flow], s)
+// notesMost is how many lines the notes take.
+const notesMost = 5
+
+// note says what in a result was not as it should have been.
+func (p *picture) note(r *trace.Result, name string) {
+	var notes []string
+	if r.Run.Incomplete {
+		at := lasted(r)
+		p.cut = append(p.cut, at)
+		notes = append(notes, fmt.Sprintf("interrupted after %.3g of %.3g s", at, r.Run.Experiment.Duration))
 	}
-	shade := map[string]int{}
-	for _, f := range r.Run.Experiment.Flows {
-		if p.colors[f.CC] == (color.NRGBA{}) {
-			p.colors[f.CC] = palette[len(p.ccs)%len(palette)]
-			p.ccs = append(p.ccs, f.CC)
+	var failed []string
+	for _, c := range r.Run.Checks {
+		switch m := r.Run.Link.Measured; {
+		case c.OK:
+		case c.Name == "link rate" && m.Rate != nil:
+			notes = append(notes, fmt.Sprintf("asked for %s, measured %s", siUnit(r.Run.Link.Rate, "bit/s"), siUnit(*m.Rate, "bit/s")))
+			if name == "" {
+				p.measured = m.Rate
+			}
+		case c.Name == "link rtt" && m.RTT != nil:
+			notes = append(notes, fmt.Sprintf("asked for an RTT of %s, measured %s", siUnit(r.Run.Link.RTT, "s"), siUnit(*m.RTT, "s")))
+		default:
+			failed = append(failed, c.Name)
 		}
-		c := p.colors[f.CC]
-		samples := preferred(byFlow[int32(f.ID)])
-		if len(samples) == 0 {
-			p.warnings = append(p.warnings, fmt.Sprintf("flow %d of %s has no samples", f.ID, f.CC))
-			continue
+	}
+	if n := len(r.Run.Disturbances); n > 0 {
+		notes = append(notes, fmt.Sprintf("the machine spoiled %d of %.0f seconds", n, math.Ceil(lasted(r))))
+	}
+	if len(failed) > 0 {
+		const told = 3
+		text := strings.Join(failed[:min(told, len(failed))], ", ")
+		if n := len(failed) - told; n > 0 {
+			text += fmt.Sprintf(" and %d more", n)
 		}
-		by := min(0.18*float64(names[f.CC]+shade[f.CC]), 0.7)
-		shade[f.CC]++
-		p.flows = append(p.flows, flow{f.CC, lighten(c, by), samples})
+		notes = append(notes, "failed: "+text)
 	}
-	for cc := range shade {
-		names[cc]++
+	if len(notes) == 0 {
+		return
 	}
-	if len(r.Links) > 0 && len(r.Run.Experiment.Flows) > 0 {
-		cc := r.Run.Experiment.Flows[0].CC
-		p.queues = append(p.queues, queue{cc, p.colors[cc], r.Links})
-	}
+	p.notes = append(p.notes, printable(name+strings.Join(notes, "; ")))
 }
 
-// preferred keeps the samples taken on ACKs where there are any, for those at
-// intervals tell the same later.
-func preferred(samples []trace.Sample) []trace.Sample {
-	if slices.ContainsFunc(samples, func(s trace.Sample) bool { return s.Source == trace.Ack }) {
-		return slices.DeleteFunc(samples, func(s trace.Sample) bool { return s.Source != trace.Ack })
+// union puts spans together that touch.
+func union(spans []span) (out []span) {
+	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.from, b.from) })
+	for _, s := range spans {
+		if n := len(out); n > 0 && s.from <= out[n-1].to {
+			out[n-1].to = max(out[n-1].to, s.to)
+		} else {
+			out = append(out, s)
+		}
 	}
-	return samples
+	return out
+}
+
+func counted(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // describe says in a line what link it is.
 func describe(l trace.Link) string {
 	parts := []string{siUnit(l.Rate, "bit/s"), "RTT " + siUnit(l.RTT, "s")}
-	buffer := fmt.Sprintf("buffer %d packets", l.Buffer)
+	buffer := "buffer " + counted(l.Buffer, "packet")
 	if l.BufferBDP > 0 {
 		buffer += fmt.Sprintf(" (%.3g BDP)", l.BufferBDP)
 	}
 	parts = append(parts, buffer)
 	if l.Loss.Every > 0 {
-		parts = append(parts, fmt.Sprintf("loss of every %dth packet", l.Loss.Every))
+		parts = append(parts, fmt.Sprintf("loss 1/%d", l.Loss.Every))
 	}
 	if l.Loss.Probability > 0 {
 		parts = append(parts, fmt.Sprintf("random loss %.3g %%", l.Loss.Probability*100))
 	}
 	if l.ECN > 0 {
-		parts = append(parts, fmt.Sprintf("CE above %d packets", l.ECN))
+		parts = append(parts, "CE above "+counted(l.ECN, "packet"))
 	}
 	return strings.Join(parts, " · ")
 }
@@ -252,7 +286,8 @@ func style(size vg.Length, c color.Color, x text.XAlignment, y text.YAlignment) 
 
 const (
 	margin  = 10 * vg.Millimeter / 2
-	headerH = 15 * vg.Millimeter
+	headerH = 15 * vg.Millimeter  // of a title and one line
+	lineH   = 5.5 * vg.Millimeter // of each more
 	gap     = 3 * vg.Millimeter
 )
 
@@ -261,7 +296,9 @@ func (p *picture) draw(c draw.Canvas) error {
 	c.SetColor(color.White)
 	c.Fill(c.Rectangle.Path())
 	c = draw.Crop(c, margin, -margin, margin, -margin)
-	p.header(draw.Crop(c, 0, 0, c.Max.Y-c.Min.Y-headerH, 0))
+	rows := p.legendRows()
+	headerH := headerH + p.moreLines()*lineH
+	p.header(draw.Crop(c, 0, 0, c.Max.Y-c.Min.Y-headerH, 0), rows)
 	c = draw.Crop(c, 0, 0, 0, -headerH)
 
 	rate, unit := p.throughputPanel()
@@ -315,59 +352,147 @@ const labelWidth = 6 * vg.Millimeter
 // xAxisHeight is what the labels below the lowest panel take.
 const xAxisHeight = 9 * vg.Millimeter
 
-// header is the title and the legend.
-func (p *picture) header(c draw.Canvas) {
-	c.FillText(style(12, color.Black, text.XLeft, text.YTop), vg.Point{X: c.Min.X, Y: c.Max.Y}, p.title)
-	x, y := c.Min.X, c.Max.Y-9*vg.Millimeter
-	entry := func(name string, mark func(x0, x1, y vg.Length)) {
-		st := style(10, color.Black, text.XLeft, text.YCenter)
-		const w = 8 * vg.Millimeter
-		mark(x, x+w, y)
-		c.FillText(st, vg.Point{X: x + w + 1.5*vg.Millimeter, Y: y}, name)
-		x += w + st.Width(name) + 7*vg.Millimeter
+// entry is one of the legend.
+type entry struct {
+	name string
+	mark func(c draw.Canvas, x0, x1, y vg.Length)
+}
+
+// legend is what the lines and marks are.
+func (p *picture) legend() (all []entry) {
+	add := func(name string, mark func(c draw.Canvas, x0, x1, y vg.Length)) { all = append(all, entry{name, mark}) }
+	line := func(ls draw.LineStyle) func(c draw.Canvas, x0, x1, y vg.Length) {
+		return func(c draw.Canvas, x0, x1, y vg.Length) { c.StrokeLine2(ls, x0, y, x1, y) }
 	}
-	line := func(ls draw.LineStyle) func(x0, x1, y vg.Length) {
-		return func(x0, x1, y vg.Length) { c.StrokeLine2(ls, x0, y, x1, y) }
+	for _, s := range p.series {
+		thick := draw.LineStyle{Color: s.color, Width: vg.Points(2), Dashes: s.dashes()}
+		switch {
+		case s.many:
+			what := fmt.Sprintf("%d flows", len(s.flows))
+			if s.runs > 1 {
+				what += fmt.Sprintf(" of %d runs", s.runs)
+			}
+			add(fmt.Sprintf("%s: median of %s", s.label, what), line(thick))
+		case len(s.flows) > 1 && len(p.series) == 1:
+			for _, f := range s.flows {
+				thick.Color = f.color
+				add(fmt.Sprintf("%s %d", s.label, f.id), line(thick))
+			}
+		default:
+			add(s.label, line(thick))
+		}
 	}
-	for _, cc := range p.ccs {
-		entry(cc, line(draw.LineStyle{Color: p.colors[cc], Width: vg.Points(2)}))
-	}
-	if p.has(func(s trace.Sample) bool { return s.Ssthresh < trace.InfiniteSsthresh }) {
-		entry("ssthresh", line(ssthreshStyle(grey)))
+	if p.hasSsthresh() {
+		add("ssthresh", line(ssthreshStyle(grey)))
 	}
 	var theories []string
 	for _, t := range p.theory {
 		if !slices.Contains(theories, t.Name) {
 			theories = append(theories, t.Name)
-			entry("theory: "+t.Name, line(theoryStyle))
+			add("theory: "+printable(t.Name), line(theoryStyle))
 		}
 	}
-	tick := func(col color.Color) func(x0, x1, y vg.Length) {
-		return func(x0, x1, y vg.Length) {
-			for i := range 3 {
-				at := x0 + (x1-x0)*vg.Length(i+1)/4
-				c.StrokeLine2(draw.LineStyle{Color: col, Width: vg.Points(0.8)}, at, y-vg.Millimeter, at, y+vg.Millimeter)
-			}
+	for _, e := range events {
+		if p.counted(e.count) {
+			add(e.name, func(c draw.Canvas, x0, x1, y vg.Length) {
+				for i := range 3 {
+					e.mark(c, x0+(x1-x0)*vg.Length(i+1)/4, y)
+				}
+			})
 		}
 	}
-	if p.counted(func(l trace.LinkSample) uint64 { return l.Drops + l.Losses }) {
-		entry("drops", tick(dropColor))
+	if len(p.spoiled) > 0 {
+		add("spoiled by the machine", func(c draw.Canvas, x0, x1, y vg.Length) {
+			c.SetColor(spoiledColor)
+			c.Fill(vg.Rectangle{Min: vg.Point{X: x0, Y: y - 1.5*vg.Millimeter}, Max: vg.Point{X: x1, Y: y + 1.5*vg.Millimeter}}.Path())
+		})
 	}
-	if p.counted(func(l trace.LinkSample) uint64 { return l.Marks }) {
-		entry("CE marks", tick(markColor))
+	if len(p.cut) > 0 {
+		add("interrupted", func(c draw.Canvas, x0, x1, y vg.Length) {
+			c.StrokeLine2(cutStyle, (x0+x1)/2, y-2*vg.Millimeter, (x0+x1)/2, y+2*vg.Millimeter)
+		})
+	}
+	return all
+}
+
+const (
+	sampleW = 8 * vg.Millimeter   // of the sample of a line in the legend
+	textGap = 1.5 * vg.Millimeter // between it and its name
+	nextGap = 7 * vg.Millimeter   // to the next
+)
+
+func legendStyle() text.Style { return style(10, color.Black, text.XLeft, text.YCenter) }
+
+// legendRows breaks the legend into lines.
+func (p *picture) legendRows() (rows [][]entry) {
+	var x vg.Length
+	for _, e := range p.legend() {
+		w := sampleW + textGap + legendStyle().Width(e.name)
+		if len(rows) == 0 || x+w > width-2*margin {
+			rows, x = append(rows, nil), 0
+		}
+		rows[len(rows)-1] = append(rows[len(rows)-1], e)
+		x += w + nextGap
+	}
+	return rows
+}
+
+// shownNotes are the notes, or the first of them and how many more there are.
+func (p *picture) shownNotes() []string {
+	if len(p.notes) <= notesMost {
+		return p.notes
+	}
+	return append(slices.Clone(p.notes[:notesMost-1]), fmt.Sprintf("… and %d more like this", len(p.notes)-notesMost+1))
+}
+
+// moreLines is by how many lines the header is larger than one of a title and a line.
+func (p *picture) moreLines() vg.Length {
+	return vg.Length(max(0, len(p.legendRows())-1) + len(p.shownNotes()))
+}
+
+func (p *picture) height() vg.Length { return height + p.moreLines()*lineH }
+
+// header is the title, the notes and the legend.
+func (p *picture) header(c draw.Canvas, rows [][]entry) {
+	c.FillText(style(12, color.Black, text.XLeft, text.YTop), vg.Point{X: c.Min.X, Y: c.Max.Y}, p.title)
+	y := c.Max.Y - 9*vg.Millimeter
+	for _, n := range p.shownNotes() {
+		st := style(10, alarmColor, text.XLeft, text.YCenter)
+		for len(n) > 0 && st.Width(n) > c.Max.X-c.Min.X {
+			r := []rune(strings.TrimSuffix(n, "…"))
+			n = string(r[:len(r)-1]) + "…"
+		}
+		c.FillText(st, vg.Point{X: c.Min.X, Y: y}, n)
+		y -= lineH
+	}
+	for _, row := range rows {
+		x := c.Min.X
+		for _, e := range row {
+			e.mark(c, x, x+sampleW, y)
+			c.FillText(legendStyle(), vg.Point{X: x + sampleW + textGap, Y: y}, e.name)
+			x += sampleW + textGap + legendStyle().Width(e.name) + nextGap
+		}
+		y -= lineH
 	}
 }
 
-func (p *picture) has(which func(trace.Sample) bool) bool {
-	return slices.ContainsFunc(p.flows, func(f flow) bool { return slices.ContainsFunc(f.samples, which) })
+func (p *picture) hasSsthresh() bool {
+	for _, s := range p.series {
+		for _, f := range s.flows {
+			if !s.many && f.usesSsthresh() {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (p *picture) counted(which func(trace.LinkSample) uint64) bool {
 	return slices.ContainsFunc(p.queues, func(q queue) bool { return which(q.links[len(q.links)-1]) > 0 })
 }
 
-// panel is an empty one.
-func panel() *plot.Plot {
+// panel is one without lines.
+func (pic *picture) panel() *plot.Plot {
 	p := plot.New()
 	p.X.Label.TextStyle.Font.Size = 10
 	p.X.Tick.Label.Font.Size = 9
@@ -379,7 +504,7 @@ func panel() *plot.Plot {
 		a.LineStyle.Width = vg.Points(0.5)
 		a.Tick.LineStyle.Width = vg.Points(0.5)
 	}
-	p.Add(grid{})
+	p.Add(bands(pic.spoiled), grid{}, cuts(pic.cut))
 	return p
 }
 

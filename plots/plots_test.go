@@ -145,7 +145,7 @@ func TestStepsKeepPeaks(t *testing.T) {
 		in = append(in, v{float64(i) / 1e5, 50})
 	}
 	in[123456].y, in[654321].y = 99, 1
-	pieces := steps(in, func(e v) (float64, float64, bool) { return e.x, e.y, true }, 10)
+	pieces := steps(in, func(e v) (float64, float64, bool) { return e.x, e.y, true }, 10, columns)
 	if len(pieces) != 1 || len(pieces[0]) > 6*columns {
 		t.Fatalf("%d pieces, the first of %d points", len(pieces), len(pieces[0]))
 	}
@@ -168,7 +168,7 @@ func TestStepsKeepPeaks(t *testing.T) {
 func TestStepsHoldAndBreak(t *testing.T) {
 	in := []float64{1, 1, 3, -1, -1, 2, 5}
 	i := -1
-	pieces := steps(in, func(y float64) (float64, float64, bool) { i++; return float64(i), y, y >= 0 }, 7)
+	pieces := steps(in, func(y float64) (float64, float64, bool) { i++; return float64(i), y, y >= 0 }, 7, columns)
 	want := [][]point{{{0, 1}, {1, 1}, {2, 1}, {2, 3}}, {{5, 2}, {6, 2}, {6, 5}}}
 	if len(pieces) != len(want) {
 		t.Fatalf("got %v", pieces)
@@ -188,7 +188,7 @@ func TestStepsHoldAndBreak(t *testing.T) {
 // A ramp of 2000 segments of 1448 bytes a second.
 func TestThroughput(t *testing.T) {
 	r := result("cubic", 100)
-	pts := throughput(r.Samples, 0.5, 20)
+	pts := (&flow{acks: r.Samples, end: 19.999}).throughput(0.5, 20)
 	if len(pts) < 70 {
 		t.Fatalf("%d points", len(pts))
 	}
@@ -197,8 +197,13 @@ func TestThroughput(t *testing.T) {
 			t.Fatalf("at %g s: %g bit/s, want %d", q.x, q.y, 2000*1448*8)
 		}
 	}
-	if throughput(r.Samples[:1], 0.5, 20) != nil || throughput(nil, 0.5, 20) != nil {
-		t.Error("throughput out of nothing")
+	// Nothing was delivered as far as is known: nothing is drawn but that.
+	for _, acks := range [][]trace.Sample{r.Samples[:1], nil} {
+		for _, q := range (&flow{acks: acks, end: 20}).throughput(0.5, 20) {
+			if q.y != 0 {
+				t.Errorf("out of %d samples: %g bit/s", len(acks), q.y)
+			}
+		}
 	}
 }
 
