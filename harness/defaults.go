@@ -96,6 +96,9 @@ func Defaults(e trace.Experiment) (trace.Experiment, error) {
 	if l.Buffer < 1 || l.Buffer > maxBuffer {
 		return fail("buffer of %d packets: from 1 to %d", l.Buffer, maxBuffer)
 	}
+	if need := link.Memory(*l); l.Kind != link.Netem && need > link.MaxMemory {
+		return fail("%g bit/s, an RTT of %g s and a buffer of %d packets: the link needs %d MiB of memory for them, at most %d MiB", l.Rate, l.RTT, l.Buffer, need>>20, int64(link.MaxMemory)>>20)
+	}
 	switch {
 	case l.Loss.Every != 0 && l.Loss.Probability != 0:
 		return fail("loss of every %dth packet and with probability %g: one of them", l.Loss.Every, l.Loss.Probability)

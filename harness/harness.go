@@ -83,6 +83,9 @@ func Run(ctx context.Context, e trace.Experiment, opt Options) (*trace.Run, erro
 	if e.Link.Kind, why, err = link.Choose(e.Link); err != nil {
 		return nil, err
 	}
+	if err := Fits(Memory(e)); err != nil {
+		return nil, err
+	}
 	one.Lock()
 	defer one.Unlock()
 
@@ -90,6 +93,8 @@ func Run(ctx context.Context, e trace.Experiment, opt Options) (*trace.Run, erro
 	// or for its garbage collector.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(8, runtime.GOMAXPROCS(0))))
 	defer debug.SetGCPercent(debug.SetGCPercent(400))
+	// With many packets under way, a multiple of what they take would be too much.
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(ownMemory + link.Memory(e.Link)))
 	priority(-20)
 	defer priority(0)
 

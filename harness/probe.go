@@ -68,7 +68,10 @@ func probe(ctx context.Context, sender, receiver *netns.NS, cfg trace.Link) (m t
 func listenUDP(ns *netns.NS, ip netip.Addr) (c *net.UDPConn, err error) {
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
 		// Room for the whole train, so that none of it is lost behind the link.
-		cerr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20) })
+		cerr := raw.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20)
+			err = errors.Join(err, unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1))
+		})
 		return errors.Join(err, cerr)
 	}}
 	err = ns.Do(func() error {
@@ -147,17 +150,11 @@ func echo(fd, seq int) (float64, error) {
 		if e, ok := m.Body.(*icmp.Echo); err != nil || !ok || m.Type != ipv4.ICMPTypeEchoReply || e.Seq != seq {
 			continue
 		}
-		msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
+		came, err := stamp(oob[:oobn])
 		if err != nil {
 			return 0, err
 		}
-		for _, c := range msgs {
-			if c.Header.Level == unix.SOL_SOCKET && c.Header.Type == unix.SO_TIMESTAMPNS {
-				came := *(*unix.Timespec)(unsafe.Pointer(&c.Data[0]))
-				return float64(came.Nano()-sent.Nano()) / 1e9, nil
-			}
-		}
-		return 0, errors.New("the kernel did not stamp the answer")
+		return float64(came-sent.Nano()) / 1e9, nil
 	}
 }
 
@@ -176,33 +173,64 @@ func probeRate(s, r *net.UDPConn, to *net.UDPAddr, cfg trace.Link) (*float64, er
 	// What the buffer drops does not count: as long as it is never empty, what
 	// arrives does so at the bottleneck's rate.
 	var b [1]byte // the rest of a packet need not be copied
-	var first, last, deadline time.Time
-	n := 0
+	var oob [64]byte
+	var deadline time.Time
+	var came []int64 // ns, as the kernel stamped them: when this process got to read them is no matter
 	r.SetReadDeadline(time.Now().Add(train + time.Duration(cfg.RTT*float64(time.Second)) + 2*time.Second))
 	for {
-		if _, _, err := r.ReadFromUDPAddrPort(b[:]); err != nil {
-			if errors.Is(err, os.ErrDeadlineExceeded) {
-				break
-			}
+		_, oobn, _, _, err := r.ReadMsgUDPAddrPort(b[:], oob[:])
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+		if err != nil {
 			return nil, err
 		}
-		last = time.Now()
-		if n++; n == 1 {
-			first = last
+		at, err := stamp(oob[:oobn])
+		if err != nil {
+			return nil, err
 		}
+		came = append(came, at)
 		// The train is over when nothing has come for a while.
-		if pause := 20*each + 100*time.Millisecond; deadline.Before(last.Add(pause)) {
-			deadline = last.Add(2 * pause)
+		if pause, now := 20*each+100*time.Millisecond, time.Now(); deadline.Before(now.Add(pause)) {
+			deadline = now.Add(2 * pause)
 			r.SetReadDeadline(deadline)
 		}
 	}
 	if err := <-sent; err != nil {
 		return nil, err
 	}
-	if n < 2 {
+	if len(came) < 2 {
 		return nil, errors.New("the train of packets did not arrive")
 	}
-	return new(float64(n-1) * float64(cfg.MTU) * 8 / last.Sub(first).Seconds()), nil
+	rate := float64(cfg.MTU) * 8 * 1e9 / gap(came)
+	return &rate, nil
+}
+
+// gap is the time between two packets, by the line that fits their arrivals best
+// (least squares): a few that came late change it little.
+func gap(came []int64) float64 {
+	n := float64(len(came))
+	var products, squares float64
+	for i, at := range came {
+		d := float64(i) - (n-1)/2
+		products += d * float64(at-came[0])
+		squares += d * d
+	}
+	return products / squares
+}
+
+// stamp is when the kernel received a message (SO_TIMESTAMPNS), in ns since 1970.
+func stamp(oob []byte) (int64, error) {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return 0, err
+	}
+	for _, c := range msgs {
+		if c.Header.Level == unix.SOL_SOCKET && c.Header.Type == unix.SO_TIMESTAMPNS {
+			return (*unix.Timespec)(unsafe.Pointer(&c.Data[0])).Nano(), nil
+		}
+	}
+	return 0, errors.New("the kernel did not stamp the packet")
 }
 
 // sendTrain keeps the bottleneck busy for a while: a burst to begin with, and

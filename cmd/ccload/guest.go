@@ -56,12 +56,54 @@ func guest(k *vm.Kernel, e trace.Experiment, objects map[string][]byte, realtime
 	}
 	g := &vm.Guest{
 		Kernel: k, Binary: self, Args: []string{jobVerb}, Files: map[string][]byte{jobFile: b},
-		Optional: guestModules, Seed: uint32(e.Seed), RealTime: realtime, Limit: time.Duration(e.Duration*float64(time.Second)) + guestSlack,
+		Optional: guestModules, Memory: needs(e, objects), Seed: uint32(e.Seed), RealTime: realtime, Limit: time.Duration(e.Duration*float64(time.Second)) + guestSlack,
 	}
 	for _, f := range e.Flows {
+		if objects[f.CC] != nil {
+			g.Late = append(g.Late, verifyModules...) // whose functions it may call
+		}
 		g.Late = append(g.Late, "tcp_"+f.CC)
 	}
 	return g, nil
+}
+
+// guestMemory is what a guest's kernel needs beside what it is for, in bytes.
+const guestMemory = 192 << 20
+
+// needs is the memory of a guest for an experiment, in bytes.
+func needs(e trace.Experiment, objects map[string][]byte) int64 {
+	n := guestMemory + harness.Memory(e)
+	for _, b := range objects {
+		n += mapMemory(b)
+	}
+	return n
+}
+
+// mapMemory is what to give a guest for an object's maps: twice their size, for the
+// kernel wants some of it in one piece.
+func mapMemory(object []byte) int64 {
+	spec, err := structops.Parse(object)
+	if err != nil {
+		return 0 // the guest says why
+	}
+	return 2 * spec.MapMemory()
+}
+
+// has returns an error if a congestion control is neither among the objects nor in
+// the catalogue, and the kernel does not have it either.
+func has(k *vm.Kernel, name string, objects map[string][]byte) error {
+	if objects[name] != nil || cc.Lookup(name) != nil {
+		return nil
+	}
+	names, err := k.CongestionControls()
+	if err != nil || names == nil || slices.Contains(names, name) {
+		return err
+	}
+	for _, a := range cc.All() {
+		names = append(names, a.Name)
+	}
+	err = &registry.NotFoundError{Name: name, Nearest: registry.Nearest(name, names)}
+	return fmt.Errorf("congestion control %q on %s: %w", name, k.Release, err)
 }
 
 // prepare reads the guest's kernel's types: a fifth of a second, and each BPF program
@@ -172,17 +214,34 @@ func (f *runFlags) openKernels() (kernels []*vm.Kernel, err error) {
 }
 
 // runInGuests runs the tasks in a guest each, as many side by side as there are
-// processors. The first that fails ends the others.
+// processors and memory for. The first that fails ends the others.
 func (a *app) runInGuests(ctx context.Context, f *runFlags, tasks []task) ([]*trace.Run, error) {
 	objects, err := objectFiles(f.objects)
 	if err != nil {
 		return nil, err
 	}
+	var most int64
+	for _, t := range tasks {
+		for _, f := range t.exp.Flows {
+			if err := has(t.kernel, f.CC, objects); err != nil {
+				return nil, err
+			}
+		}
+		need := needs(t.exp, objects)
+		if err := harness.Fits(need); err != nil {
+			return nil, fmt.Errorf("run %q: %w", t.exp.Name, err)
+		}
+		most = max(most, need)
+	}
+	side := runtime.NumCPU()
+	for side > 1 && harness.Fits(int64(side)*most) != nil {
+		side--
+	}
 	runs, errs := make([]*trace.Run, len(tasks)), make([]error, len(tasks))
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	p := a.guestProgress(tasks)
-	slots := make(chan struct{}, runtime.NumCPU())
+	slots := make(chan struct{}, side)
 	var wg sync.WaitGroup
 	for i, t := range tasks {
 		slots <- struct{}{}
@@ -197,8 +256,12 @@ func (a *app) runInGuests(ctx context.Context, f *runFlags, tasks []task) ([]*tr
 				var talk bytes.Buffer
 				opts := harness.Options{Dir: t.dir, Versions: versions(), Progress: p.of(i)}
 				runs[i], err = g.Experiment(ctx, t.exp, opts, &talk)
-				if talk.Len() > 0 {
-					err = errors.Join(err, errors.New(strings.TrimSpace(talk.String())))
+				if why := strings.TrimPrefix(strings.TrimSpace(talk.String()), "ccload: "); why != "" {
+					if _, ok := errors.AsType[*vm.StatusError](err); ok {
+						err = fmt.Errorf("guest: %s", why)
+					} else {
+						err = errors.Join(err, errors.New(why))
+					}
 				}
 			}
 			p.ended()

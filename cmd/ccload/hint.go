@@ -42,6 +42,12 @@ func hint(err error) string {
 	if e, ok := errors.AsType[*vm.NotPulledError](err); ok {
 		return "ccload kernels pull " + e.Name
 	}
+	if e, ok := errors.AsType[*vm.DamagedKernelError](err); ok {
+		return "ccload kernels pull " + e.Name + " fetches it again"
+	}
+	if _, ok := errors.AsType[*vm.UntrustedError](err); ok {
+		return "remove it, or set XDG_CACHE_HOME to a directory of your own"
+	}
 	if e, ok := errors.AsType[*vm.UnknownKernelError](err); ok {
 		return didYouMean(registry.Nearest(e.Name, vm.Names()), "the path of any vmlinuz will do, too")
 	}

@@ -20,12 +20,17 @@ func (a *app) kernels() *cobra.Command {
 			w.row("NAME", "RELEASE", "DIRECTORY")
 			for _, k := range kernels {
 				release := k.Release
-				if k.Kernel == nil {
+				if k.Dir == "" {
 					release = "not here"
 				}
 				w.row(k.Name, release, k.Dir)
 			}
 			w.Flush()
+			for _, k := range kernels {
+				if k.Problem != "" {
+					a.say("ccload: warning: %s", k.Problem)
+				}
+			}
 		})
 	}
 	cmd := a.withJSON(&cobra.Command{

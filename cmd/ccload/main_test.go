@@ -77,8 +77,8 @@ func TestMain(m *testing.M) {
 //
 // The condition [live:NAME] holds if the kernel has that congestion control.
 // $OBJECTS holds the law-breaking objects of structops/testdata, $BPF the objects
-// of the catalogue, $EXPERIMENTS the experiment files, $SLOW an object that takes the
-// verifier seconds.
+// of the catalogue, $EXPERIMENTS the experiment files, $TESTDATA the objects of
+// this package.
 func TestSessions(t *testing.T) {
 	kerneltest.Privileged(t)
 	sessions(t, "testdata")
@@ -104,7 +104,7 @@ func sessions(t *testing.T, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	slow, err := filepath.Abs("testdata/slow.bpf.o")
+	testdata, err := filepath.Abs("testdata")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +116,7 @@ func sessions(t *testing.T, dir string) {
 			env.Setenv("OBJECTS", objects)
 			env.Setenv("BPF", bpf)
 			env.Setenv("EXPERIMENTS", experiments)
-			env.Setenv("SLOW", slow)
+			env.Setenv("TESTDATA", testdata)
 			env.Setenv("XDG_CACHE_HOME", filepath.Dir(filepath.Dir(vm.CacheDir()))) // the guests' kernels are there
 			before, err := kerneltest.Take()
 			env.Values["before"] = before

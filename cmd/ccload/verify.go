@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"ccload/harness"
 	"ccload/harness/vm"
 	"ccload/structops"
 
@@ -167,6 +168,12 @@ func verifyOn(ctx context.Context, a *app, what, mapName string, kernels []strin
 		}
 	}
 
+	if need := verifyMemory(obj); len(guests) > 0 && need > vm.LeastMemory {
+		a.say("the maps of %s are large: guests get %d MiB of memory", what, need>>20)
+		if err := harness.Fits(need); err != nil {
+			return nil, fmt.Errorf("verify %q: %w", what, err)
+		}
+	}
 	slots := make(chan struct{}, runtime.NumCPU())
 	var wg sync.WaitGroup
 	for _, d := range v.Kernels {
@@ -249,6 +256,9 @@ func (d *verdict) dropLogs(wanted bool) {
 	}
 }
 
+// verifyMemory is what a guest needs to load an object, in bytes.
+func verifyMemory(obj []byte) int64 { return 256<<20 + mapMemory(obj) }
+
 // inGuest tries it in a guest, which does as this program would do there.
 func (d *verdict) inGuest(ctx context.Context, k *vm.Kernel, obj []byte, mapName string, log bool) error {
 	self, err := os.Executable()
@@ -261,7 +271,7 @@ func (d *verdict) inGuest(ctx context.Context, k *vm.Kernel, obj []byte, mapName
 	}
 	g := &vm.Guest{
 		Kernel: k, Binary: self, Args: args, Files: map[string][]byte{verifyObject: obj},
-		Optional: verifyModules, Limit: verifyLimit,
+		Optional: verifyModules, Limit: verifyLimit, Memory: verifyMemory(obj),
 	}
 	var out, errs bytes.Buffer
 	status, err := g.Run(ctx, &out, &errs, nil)

@@ -28,8 +28,11 @@ type line struct {
 	lateness lateness
 }
 
+// lineRoom is how many packets a line has room for that is to hold some.
+func lineRoom(packets int) int { return 1 << bits.Len(uint(packets)) }
+
 func newLine(from, to, packets, slot int) *line {
-	n := 1 << bits.Len(uint(packets))
+	n := lineRoom(packets)
 	return &line{
 		from: from, to: to, spare: make([]byte, slot),
 		mem: make([]byte, n*slot), slot: slot, n: make([]int32, n), due: make([]int64, n), mask: uint64(n - 1),

@@ -70,8 +70,8 @@ func newClock() (clock, error) {
 
 func (c clock) now() int64 { return c.base + int64(time.Since(c.start)) }
 
-// maxMemory bounds what the packets of a link may take, in bytes.
-const maxMemory = 4 << 30
+// MaxMemory bounds what the packets of a link may take, in bytes.
+const MaxMemory = 4 << 30
 
 // burst is what the buffer holds at least until Begin.
 const burst = 60 * time.Millisecond
@@ -80,6 +80,20 @@ const burst = 60 * time.Millisecond
 // able to keep the bottleneck busy, or its rate could not be measured.
 func trainBuffer(cfg trace.Link) int {
 	return max(cfg.Buffer, 16+int(cfg.Rate*burst.Seconds()/8/float64(cfg.MTU)))
+}
+
+// rooms are how many packets each direction has room for, and the bytes of one: twice
+// what is under way when every packet is as large as it may be, and room for small
+// ones; forward also what waits in the buffer.
+func rooms(cfg trace.Link) (forward, back, slot int) {
+	back = 2*int(cfg.Rate*cfg.RTT/2/8/float64(cfg.MTU)) + 4096
+	return back + trainBuffer(cfg), back, headroom + cfg.MTU
+}
+
+// Memory returns the most that a Link of this kind takes for packets, in bytes.
+func Memory(cfg trace.Link) int64 {
+	forward, back, slot := rooms(cfg)
+	return int64(lineRoom(forward)+lineRoom(back)) * int64(slot)
 }
 
 // New sets up the path between two fresh namespaces. id makes the names of its
@@ -100,13 +114,10 @@ func New(sender, receiver *netns.NS, id string, cfg trace.Link) (_ *Link, err er
 	if err != nil {
 		return nil, err
 	}
-	// Twice what is under way when every packet is as large as it may be, and room for small ones.
 	delay := int64(cfg.RTT * 1e9 / 2)
-	underway := 2*int(cfg.Rate*cfg.RTT/2/8/float64(cfg.MTU)) + 4096
-	slot := headroom + cfg.MTU
-	if need := float64(2*underway+plain.Buffer) * float64(slot); need > maxMemory {
-		return nil, fmt.Errorf("link: %g bit/s, %g s and a buffer of %d packets need %.0f MiB of memory: more than %d MiB",
-			cfg.Rate, cfg.RTT, cfg.Buffer, need/(1<<20), maxMemory>>20)
+	forward, back, slot := rooms(cfg)
+	if need := Memory(cfg); need > MaxMemory {
+		return nil, fmt.Errorf("link: %d MiB of memory for packets: at most %d MiB", need>>20, int64(MaxMemory)>>20)
 	}
 	defer func() {
 		if err != nil {
@@ -127,8 +138,8 @@ func New(sender, receiver *netns.NS, id string, cfg trace.Link) (_ *Link, err er
 	// The link's threads must find a P free whenever they come back from the
 	// kernel, while those that an ordinary thread holds may have to wait for a CPU.
 	l.procs = runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), 4*4))
-	l.forward = newLine(l.sender.fd, l.recver.fd, underway+plain.Buffer, slot)
-	l.back = newLine(l.recver.fd, l.sender.fd, underway, slot)
+	l.forward = newLine(l.sender.fd, l.recver.fd, forward, slot)
+	l.back = newLine(l.recver.fd, l.sender.fd, back, slot)
 	l.current = &run{queue: q}
 	l.forward.admit = func(now int64, packet []byte) (int64, bool) {
 		leaves, ok := l.arrive(now, packet)

@@ -19,6 +19,11 @@ import (
 // consoleFile is the kernel's log in a result directory.
 const consoleFile = "console.log"
 
+// StatusError reports that what ran in a guest failed; it says why itself.
+type StatusError struct{ Status int }
+
+func (e *StatusError) Error() string { return fmt.Sprintf("guest: exit status %d", e.Status) }
+
 // Experiment boots the guest, which is to run one experiment with Results as its
 // sink, and writes what it sends to a new result directory, with the kernel's log.
 // The experiment is what it has been told to do; what the guest's program itself
@@ -44,7 +49,7 @@ func (g *Guest) Experiment(ctx context.Context, e trace.Experiment, opt harness.
 	status, err := guest.Run(ctx, talk, talk, console)
 	r := guest.results.run
 	if err == nil && (status != 0 || r == nil) {
-		err = fmt.Errorf("guest: it failed with status %d", status)
+		err = &StatusError{status}
 	}
 	if r == nil {
 		r = &trace.Run{

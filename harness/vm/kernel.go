@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,6 +26,7 @@ type Kernel struct {
 	Release string // as uname -r will tell, read from the image
 	Modules string // its lib/modules/RELEASE directory; "" if there is none
 
+	sums    *sums // of its files; nil if it was not pulled
 	vmlinux unpacked
 }
 
@@ -50,17 +52,46 @@ func OpenKernel(image string) (*Kernel, error) {
 			break
 		}
 	}
-	config, err := os.ReadFile(filepath.Join(filepath.Dir(image), "config-"+release))
-	if errors.Is(err, fs.ErrNotExist) {
-		return k, nil
-	}
-	if err == nil {
+	config, err := k.config()
+	if err == nil && config != nil {
 		err = checkConfig(string(config), k.Modules != "")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("kernel %q: %w", image, err)
 	}
 	return k, nil
+}
+
+// config reads the configuration that stands beside the image; nil if there is none.
+func (k *Kernel) config() ([]byte, error) {
+	path := filepath.Join(filepath.Dir(k.Image), "config-"+k.Release)
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) && k.sums == nil {
+		return nil, nil
+	}
+	return k.sums.read(path)
+}
+
+// CongestionControls returns the names of the TCP congestion controls that the kernel
+// has built in or as modules; nil if its modules are not at hand to tell.
+func (k *Kernel) CongestionControls() ([]string, error) {
+	if k.Modules == "" {
+		return nil, nil
+	}
+	files, err := k.moduleFiles()
+	if err != nil {
+		return nil, err
+	}
+	builtin, err := k.builtin()
+	if err != nil {
+		return nil, err
+	}
+	names := []string{"reno"} // always there
+	for _, module := range append(slices.Sorted(maps.Keys(files)), builtin...) {
+		if name, ok := strings.CutPrefix(module, "tcp_"); ok && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names, nil
 }
 
 // needed is what a kernel has to be built with, and what for.
@@ -158,15 +189,9 @@ func (k *Kernel) load(names, optional []string) ([]module, error) {
 	if err != nil {
 		return nil, err
 	}
-	files := map[string]string{}
-	err = filepath.WalkDir(filepath.Join(k.Modules, "kernel"), func(path string, d fs.DirEntry, err error) error {
-		if name, _, ok := strings.Cut(filepath.Base(path), ".ko"); ok {
-			files[canonical(name)] = path
-		}
-		return err
-	})
+	files, err := k.moduleFiles()
 	if err != nil {
-		return nil, fmt.Errorf("kernel %q: modules: %w", k.Release, err)
+		return nil, err
 	}
 	var out []module
 	done := map[string]bool{}
@@ -181,7 +206,7 @@ func (k *Kernel) load(names, optional []string) ([]module, error) {
 		if !ok {
 			return &MissingModuleError{k.Release, name}
 		}
-		m, err := readModule(path)
+		m, err := k.readModule(path)
 		if err != nil {
 			return fmt.Errorf("module %q: %w", path, err)
 		}
@@ -212,8 +237,23 @@ func (k *Kernel) load(names, optional []string) ([]module, error) {
 	return out, nil
 }
 
+// moduleFiles are the paths of the modules, by their names.
+func (k *Kernel) moduleFiles() (map[string]string, error) {
+	files := map[string]string{}
+	err := filepath.WalkDir(filepath.Join(k.Modules, "kernel"), func(path string, d fs.DirEntry, err error) error {
+		if name, _, ok := strings.Cut(filepath.Base(path), ".ko"); ok {
+			files[canonical(name)] = path
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("kernel %q: modules: %w", k.Release, err)
+	}
+	return files, nil
+}
+
 func (k *Kernel) builtin() ([]string, error) {
-	b, err := os.ReadFile(filepath.Join(k.Modules, "modules.builtin"))
+	b, err := k.sums.read(filepath.Join(k.Modules, "modules.builtin"))
 	if err != nil {
 		return nil, fmt.Errorf("kernel %q: %w", k.Release, err)
 	}
@@ -231,21 +271,20 @@ func canonical(name string) string { return strings.ReplaceAll(name, "-", "_") }
 const maxModule = 64 << 20
 
 // readModule reads a module, plain or compressed.
-func readModule(path string) ([]byte, error) {
-	f, err := os.Open(path)
+func (k *Kernel) readModule(path string) ([]byte, error) {
+	b, err := k.sums.read(path)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	var r io.Reader = f
+	var r io.Reader = bytes.NewReader(b)
 	switch filepath.Ext(path) {
 	case ".ko":
 	case ".xz":
-		if r, err = xz.NewReader(f); err != nil {
+		if r, err = xz.NewReader(r); err != nil {
 			return nil, err
 		}
 	case ".zst":
-		d, err := zstd.NewReader(f, zstd.WithDecoderConcurrency(1))
+		d, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1))
 		if err != nil {
 			return nil, err
 		}
@@ -254,7 +293,7 @@ func readModule(path string) ([]byte, error) {
 	default:
 		return nil, fmt.Errorf("unknown compression %q", filepath.Ext(path))
 	}
-	b, err := io.ReadAll(io.LimitReader(r, maxModule+1))
+	b, err = io.ReadAll(io.LimitReader(r, maxModule+1))
 	if err == nil && len(b) > maxModule {
 		err = fmt.Errorf("larger than %d MiB", maxModule>>20)
 	}

@@ -37,7 +37,8 @@ type Known struct {
 	Name    string  `json:"name"`
 	Release string  `json:"release,omitempty"` // of the one that is here
 	Dir     string  `json:"dir,omitempty"`     // where it is
-	Kernel  *Kernel `json:"-"`                 // nil: not here
+	Problem string  `json:"problem,omitempty"` // why it cannot be used, although it is here
+	Kernel  *Kernel `json:"-"`                 // nil: not here, or not to be used
 }
 
 // packagesOf finds a name in the table.
@@ -58,13 +59,22 @@ func Names() (names []string) {
 	return names
 }
 
-// Kernels are the kernels with a name and whether they are here, in the
-// directory of CacheDir.
+// Kernels returns the kernels with a name and whether they are here, in the
+// directory of CacheDir, and whole: all their files are read.
 func Kernels() (kernels []Known) {
 	for _, name := range Names() {
 		k := Known{Name: name}
-		if found, err := openPulled(name); err == nil {
-			k.Kernel, k.Release, k.Dir = found, found.Release, filepath.Join(CacheDir(), name)
+		found, err := openPulled(name)
+		if err == nil {
+			k.Release, err = found.Release, found.sums.all()
+		}
+		if _, missing := errors.AsType[*NotPulledError](err); !missing {
+			k.Dir = filepath.Join(CacheDir(), name)
+			if err == nil {
+				k.Kernel = found
+			} else {
+				k.Problem = err.Error()
+			}
 		}
 		kernels = append(kernels, k)
 	}
@@ -114,13 +124,29 @@ func openPulled(name string) (*Kernel, error) {
 	if len(images) == 0 {
 		return nil, &NotPulledError{name}
 	}
-	return OpenKernel(images[0])
+	for _, path := range []string{images[0], filepath.Join(CacheDir(), name, "lib", "modules")} {
+		if err := trusted(path); err != nil {
+			return nil, err
+		}
+	}
+	s, err := readSums(name)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.read(images[0]); err != nil {
+		return nil, err
+	}
+	k, err := OpenKernel(images[0])
+	if err == nil {
+		k.sums = s
+	}
+	return k, err
 }
 
 // Pull fetches a kernel that has a name with the system's package manager, checks
-// what it got, and unpacks it below CacheDir. One that is here already is
-// returned as it is; to have a newer one, remove it. say is told what is being
-// done.
+// what it got, and unpacks it below CacheDir. One that is here already, and whole, is
+// returned as it is; to have a newer one, remove it. One that is damaged is fetched
+// again. say is told what is being done.
 //
 // Whatever happens, there is a whole kernel under the name afterwards or none.
 // Several processes may pull at once.
@@ -131,7 +157,7 @@ func Pull(ctx context.Context, name string, say func(format string, args ...any)
 	}
 	fail := func(err error) (*Kernel, error) { return nil, fmt.Errorf("pull kernel %q: %w", name, err) }
 	dir := CacheDir()
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := errors.Join(os.MkdirAll(dir, 0o755), trusted(dir)); err != nil {
 		return fail(err)
 	}
 	unlock, err := lock(ctx, filepath.Join(dir, ".lock"), func() { say("waiting for another that pulls") })
@@ -139,8 +165,15 @@ func Pull(ctx context.Context, name string, say func(format string, args ...any)
 		return fail(err)
 	}
 	defer unlock()
-	if k, err := openPulled(name); err == nil {
-		return k, nil
+	k, err := openPulled(name)
+	if err == nil {
+		err = k.sums.all()
+	}
+	if _, untrusted := errors.AsType[*UntrustedError](err); err == nil || untrusted {
+		return k, err
+	}
+	if damaged, ok := errors.AsType[*DamagedKernelError](err); ok {
+		say("%s is damaged (%s: %s), fetching it again", name, damaged.File, damaged.Why)
 	}
 	if _, err := exec.LookPath("apt-get"); err != nil {
 		return fail(errors.New("it comes from Debian's packages, and there is no apt-get here; give the path of a vmlinuz in place of a name"))
@@ -162,11 +195,11 @@ func Pull(ctx context.Context, name string, say func(format string, args ...any)
 		}
 		return fail(err)
 	}
-	final := filepath.Join(dir, name)
-	os.RemoveAll(final) // what has no image or a bad one
-	if err := os.Chmod(root, 0o755); err != nil {
+	if err := errors.Join(writeSums(root), os.Chmod(root, 0o755)); err != nil {
 		return fail(err)
 	}
+	final := filepath.Join(dir, name)
+	os.RemoveAll(final) // what has no image or a bad one
 	if err := os.Rename(root, final); err != nil {
 		return fail(err)
 	}

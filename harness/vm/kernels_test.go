@@ -279,14 +279,13 @@ func TestPull(t *testing.T) {
 		}
 		return err
 	})
-	if want := []string{"boot/config-" + k.Release, "boot/vmlinuz-" + k.Release, "lib/modules/" + k.Release + "/modules.builtin"}; !slices.Equal(files, want) {
+	if want := []string{"SHA256SUMS", "boot/config-" + k.Release, "boot/vmlinuz-" + k.Release, "lib/modules/" + k.Release + "/modules.builtin"}; !slices.Equal(files, want) {
 		t.Errorf("there are %q, want %q", files, want)
 	}
 	if st, err := os.Stat(dir); err != nil || st.Mode().Perm() != 0o755 {
 		t.Errorf("%v, %v", st.Mode(), err)
 	}
 	// What is here is not fetched again, nor is anything asked of apt.
-	path := os.Getenv("PATH")
 	t.Setenv("PATH", "")
 	again, said, err := pull(t)
 	if err != nil || again.Release != k.Release || said != "" {
@@ -297,13 +296,113 @@ func TestPull(t *testing.T) {
 			t.Errorf("listed: %+v", k)
 		}
 	}
-	// A damaged one is.
-	t.Setenv("PATH", path)
-	if err := os.Truncate(k.Image, 1000); err != nil {
+}
+
+// What was changed since it was pulled is found, is not booted, and is healed by
+// another pull: an image, its configuration, a module, the list of digests itself.
+func TestDamaged(t *testing.T) {
+	r := newRepository(t)
+	const release = "6.1.0-9-cloud-amd64"
+	files := tree(release)
+	module := "lib/modules/" + release + "/kernel/net/ipv4/tcp_x.ko"
+	files[module] = bytes.Repeat([]byte("module"), 100)
+	r.add(fmt.Sprintf(package61, 9), files)
+	if _, _, err := pull(t); err != nil {
 		t.Fatal(err)
 	}
-	if k, said, err := pull(t); err != nil || k.Release != "6.1.0-56-cloud-amd64" || strings.Contains(said, "updating") {
-		t.Errorf("%+v, %q, %v", k, said, err)
+	dir := filepath.Join(vm.CacheDir(), "debian-6.1")
+	flip := func(path string) error {
+		b, err := os.ReadFile(path)
+		if err == nil {
+			b[len(b)-1] ^= 1
+			err = os.WriteFile(path, b, 0o644)
+		}
+		return err
+	}
+	cut := func(path string) error { return os.Truncate(path, 100) }
+	for _, c := range []struct {
+		name, file string
+		damage     func(string) error
+		early      bool // seen before it is booted
+	}{
+		{"image, a byte", "boot/vmlinuz-" + release, flip, true},
+		{"image, cut", "boot/vmlinuz-" + release, cut, true},
+		{"configuration", "boot/config-" + release, flip, false},
+		{"module, a byte", module, flip, false},
+		{"module, cut", module, cut, false},
+		{"module, gone", module, os.Remove, false},
+		{"no digests", "SHA256SUMS", os.Remove, true},
+		{"digests of another", "SHA256SUMS", cut, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if err := c.damage(filepath.Join(dir, c.file)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := vm.FindKernel("debian-6.1"); c.early {
+				if e, ok := errors.AsType[*vm.DamagedKernelError](err); !ok || e.Name != "debian-6.1" {
+					t.Errorf("found it: %v", err)
+				}
+			}
+			if k := vm.Kernels()[0]; k.Name != "debian-6.1" || k.Kernel != nil || k.Dir != dir || !strings.Contains(k.Problem, "damaged") {
+				t.Errorf("listed: %+v", k)
+			}
+			if k, said, err := pull(t); err != nil || k.Release != release || !strings.Contains(said, "debian-6.1 is damaged") {
+				t.Errorf("%+v, %q, %v", k, said, err)
+			}
+			if k := vm.Kernels()[0]; k.Kernel == nil || k.Problem != "" {
+				t.Errorf("healed, it is listed: %+v", k)
+			}
+		})
+	}
+}
+
+// A cache that is somebody else's, or that others can write to, is not used: at no
+// level.
+func TestUntrusted(t *testing.T) {
+	r := newRepository(t)
+	const release = "6.1.0-9-cloud-amd64"
+	r.add(fmt.Sprintf(package61, 9), tree(release))
+	if _, _, err := pull(t); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(t *testing.T, path string) {
+		t.Helper()
+		_, err := vm.FindKernel("debian-6.1")
+		if e, ok := errors.AsType[*vm.UntrustedError](err); !ok || e.Path != path {
+			t.Errorf("found it: %v", err)
+		}
+		if k := vm.Kernels()[0]; k.Kernel != nil || !strings.Contains(k.Problem, "refusing cache") {
+			t.Errorf("listed: %+v", k)
+		}
+		if _, _, err := pull(t); err == nil || !strings.Contains(err.Error(), "refusing cache") {
+			t.Errorf("pulled: %v", err)
+		}
+	}
+	dir := vm.CacheDir()
+	for _, path := range []string{
+		filepath.Dir(dir), dir, filepath.Join(dir, "debian-6.1"), filepath.Join(dir, "debian-6.1/boot"), filepath.Join(dir, "debian-6.1/boot/vmlinuz-"+release),
+		filepath.Join(dir, "debian-6.1/lib/modules"),
+	} {
+		st, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Run("writable "+filepath.Base(path), func(t *testing.T) {
+			os.Chmod(path, st.Mode().Perm()|0o020)
+			defer os.Chmod(path, st.Mode().Perm())
+			refused(t, path)
+		})
+		t.Run("foreign "+filepath.Base(path), func(t *testing.T) {
+			if os.Geteuid() != 0 {
+				t.Skip("only root can give a file away")
+			}
+			os.Chown(path, 65534, 65534)
+			defer os.Chown(path, 0, 0)
+			refused(t, path)
+		})
+	}
+	if k, err := vm.FindKernel("debian-6.1"); err != nil || k.Release != release {
+		t.Errorf("at last: %+v, %v", k, err)
 	}
 }
 

@@ -67,6 +67,9 @@ func (g *Guest) snapshot(ctx context.Context, console io.Writer) (*image, error)
 	}
 	dir := snapshots()
 	path := filepath.Join(dir, key)
+	if err := trusted(path); err != nil {
+		return nil, err
+	}
 	if i, err := readImage(path); err == nil {
 		return i, nil
 	}
@@ -104,7 +107,12 @@ func (g *Guest) key() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	fmt.Fprintln(h, 1, program, st.Size(), st.ModTime().UnixNano(), g.options(false), kernelLine, holdDevices(0), g.Modules, g.Optional)
+	config, err := g.Kernel.config()
+	if err != nil {
+		return "", err
+	}
+	fmt.Fprintf(h, "%x\n", sha256.Sum256(config))
+	fmt.Fprintln(h, 2, program, st.Size(), st.ModTime().UnixNano(), g.options(false), kernelLine, holdDevices(0), g.Modules, g.Optional)
 	for _, path := range []string{g.Binary, g.Kernel.Image} {
 		f, err := os.Open(path)
 		if err != nil {
@@ -135,11 +143,17 @@ func (g *Guest) key() (string, error) {
 	return hex.EncodeToString(h.Sum(nil)[:16]), nil
 }
 
-// holdDevices are what the guest tells with that it holds (pvpanic), and where it
-// finds what to do then (ivshmem); file is the latter's descriptor.
+// holdDevices are what stops the guest (a watchdog), and where it finds what to do
+// then (ivshmem); file is the latter's descriptor.
+//
+// A watchdog, because QEMU obeys its timer between two instructions of a processor
+// that waits: at an instant of the guest's time that does not depend on the host. What
+// the processor itself asks for, as by pvpanic, is done when QEMU's other thread gets
+// to it, and by then the clock may have jumped to the next timer (seen with 7.2: the
+// same boot gave one of two states, by how busy the host was).
 func holdDevices(file int) []string {
 	return []string{
-		"-device", "pvpanic-pci", "-action", "panic=pause",
+		"-device", "i6300esb", "-action", "watchdog=pause",
 		"-object", fmt.Sprintf("memory-backend-file,id=job,mem-path=/dev/fd/%d,share=on,size=%d", file, jobSize),
 		"-device", "ivshmem-plain,memdev=job,master=on",
 	}
@@ -203,7 +217,7 @@ func (g *Guest) hold(ctx context.Context, console io.Writer) (_ *image, err erro
 	held := false
 	m.begin = func() error {
 		defer mon.conn.Close()
-		for status := ""; !strings.Contains(status, "guest-panicked"); {
+		for status := ""; !strings.Contains(status, "(watchdog)"); {
 			var err error
 			time.Sleep(glance)
 			if status, err = mon.ask("info status"); err != nil {

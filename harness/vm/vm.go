@@ -46,7 +46,7 @@ type Guest struct {
 	Modules  []string          // kernel modules to load, with what they depend on
 	Optional []string          // likewise, of those that the kernel has
 	Late     []string          // likewise, when the others are there: what differs from run to run
-	Memory   int               // MiB; default 512
+	Memory   int64             // bytes that it needs; it gets that, rounded up, and at least LeastMemory
 
 	// Seed is where the guest's randomness comes from.
 	Seed uint32
@@ -271,13 +271,18 @@ func (g *Guest) runs(ctx context.Context, m *machine, stdout, stderr, console io
 	return 0, tail.crash(waitErr)
 }
 
+// LeastMemory is what every guest gets, in bytes.
+const LeastMemory = 512 << 20
+
+// mebibytes are the guest's memory: in steps, since each size has a saved state of
+// its own.
+func (g *Guest) mebibytes() int64 {
+	return max(1, (g.Memory+LeastMemory-1)/LeastMemory) * (LeastMemory >> 20)
+}
+
 // options are QEMU's, but for those with a file.
 func (g *Guest) options(kvm bool) []string {
-	memory := g.Memory
-	if memory == 0 {
-		memory = 512
-	}
-	o := []string{"-nodefaults", "-display", "none", "-no-reboot", "-smp", "1", "-m", fmt.Sprint(memory)}
+	o := []string{"-nodefaults", "-display", "none", "-no-reboot", "-smp", "1", "-m", fmt.Sprint(g.mebibytes())}
 	switch {
 	case kvm:
 		return append(o, "-accel", "kvm", "-cpu", "host")
@@ -343,6 +348,13 @@ func (g *Guest) system() (map[string][]byte, error) {
 		return nil, fmt.Errorf("guest: program %q: %w", g.Binary, err)
 	}
 	files := map[string][]byte{guestInit: program}
+	config, err := g.Kernel.config()
+	if err != nil {
+		return nil, err
+	}
+	if config != nil {
+		files["/boot/config-"+g.Kernel.Release] = config
+	}
 	// The port's driver is a module in some kernels.
 	return files, g.modules(files, guestModules, append([]string{"virtio_pci", "virtio_console"}, g.Modules...), g.Optional)
 }

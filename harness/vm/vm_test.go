@@ -374,12 +374,27 @@ func TestState(t *testing.T) {
 		}
 	}
 
+	// One that others could have written is refused, and stays for its owner to look at.
+	for _, path := range []string{files[0], filepath.Dir(files[0])} {
+		st, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		os.Chmod(path, st.Mode().Perm()|0o022)
+		g, e := experiment(t, 0, 1)
+		_, err = g.Experiment(t.Context(), e, harness.Options{Dir: filepath.Join(t.TempDir(), "result")}, io.Discard)
+		if refused, ok := errors.AsType[*vm.UntrustedError](err); !ok || refused.Path != path {
+			t.Errorf("writable %s: %v", path, err)
+		}
+		os.Chmod(path, st.Mode().Perm())
+	}
+
 	real, err := exec.LookPath("qemu-system-x86_64")
 	if err != nil {
 		t.Fatal(err)
 	}
 	bin := t.TempDir()
-	script := fmt.Sprintf("#!/bin/sh\ncase \"$*\" in *pvpanic*) echo no such device >&2; exit 1;; esac\nexec %s \"$@\"\n", real)
+	script := fmt.Sprintf("#!/bin/sh\ncase \"$*\" in *i6300esb*) echo no such device >&2; exit 1;; esac\nexec %s \"$@\"\n", real)
 	if err := os.WriteFile(filepath.Join(bin, "qemu-system-x86_64"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}

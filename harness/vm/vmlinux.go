@@ -36,7 +36,7 @@ type unpacked struct {
 func (k *Kernel) boots() (*os.File, error) {
 	u := &k.vmlinux
 	u.once.Do(func() {
-		b, err := os.ReadFile(k.Image)
+		b, err := k.sums.read(k.Image)
 		if err != nil {
 			u.err = fmt.Errorf("kernel: %w", err)
 			return
