@@ -10,10 +10,12 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"slices"
 	"syscall"
 	"unsafe"
 
 	"ccload/internal/bpfload"
+	"ccload/internal/fault"
 	"ccload/internal/inetdiag"
 	"ccload/internal/netns"
 
@@ -105,13 +107,11 @@ func moveSockets(ns *netns.NS, f *Filter, without stateSet, to string, replacing
 	if err != nil {
 		return nil, err
 	}
-	cookies, err := choose(ns, f, without)
-	if err != nil || len(cookies) == 0 {
+	sockets, err := choose(ns, f, without)
+	if err != nil || len(sockets) == 0 {
 		return &Moved{}, err
 	}
-	var name [16]byte
-	copy(name[:maxName], to)
-	return iterate(ns, cookies, "move", map[string]any{"to": name, "needs_ecn": ecn, "replacing": replacing})
+	return carryOut(ns, sockets, &order{to: nameOf(to), ecn: ecn, replacing: replacing})
 }
 
 // restoreSockets is RestoreSockets for who has the lock.
@@ -119,11 +119,11 @@ func restoreSockets(ns *netns.NS, f *Filter) (*Moved, error) {
 	if !isPinned(formerPath) {
 		return &Moved{}, nil
 	}
-	cookies, err := choose(ns, f, anyState)
-	if err != nil || len(cookies) == 0 {
+	sockets, err := choose(ns, f, anyState)
+	if err != nil || len(sockets) == 0 {
 		return &Moved{}, err
 	}
-	return iterate(ns, cookies, "restore", nil)
+	return carryOut(ns, sockets, &order{restore: true})
 }
 
 // allSockets restores sockets in every network namespace that can be seen. It is for
@@ -171,7 +171,11 @@ func (m *Moved) add(o *Moved) {
 	m.Gone += o.Gone
 	m.Failed += o.Failed
 	m.Window += o.Window
-	m.Warnings = append(m.Warnings, o.Warnings...)
+	for _, w := range o.Warnings {
+		if !slices.Contains(m.Warnings, w) {
+			m.Warnings = append(m.Warnings, w)
+		}
+	}
 	m.remembered += o.remembered
 	for why, n := range o.Reasons {
 		m.fail(why, n)
@@ -185,8 +189,14 @@ func (m *Moved) fail(why string, n int) {
 	m.Reasons[why] += n
 }
 
-// choose lists the cookies of the sockets that a filter chooses.
-func choose(ns *netns.NS, f *Filter, without stateSet) (cookies []uint64, err error) {
+// socket is one that was chosen.
+type socket struct {
+	cookie uint64
+	inode  uint32 // 0: no process holds it
+}
+
+// choose lists the sockets that a filter chooses.
+func choose(ns *netns.NS, f *Filter, without stateSet) (sockets []socket, err error) {
 	var conn *inetdiag.Conn
 	if err := in(ns, func() (err error) { conn, err = inetdiag.Dial(); return err }); err != nil {
 		return nil, err
@@ -198,11 +208,11 @@ func choose(ns *netns.NS, f *Filter, without stateSet) (cookies []uint64, err er
 	}
 	err = conn.Dump(uint32(states), false, func(s *inetdiag.Socket) error {
 		if f.match(s) {
-			cookies = append(cookies, s.Cookie)
+			sockets = append(sockets, socket{s.Cookie, s.Inode})
 		}
 		return nil
 	})
-	return cookies, err
+	return sockets, err
 }
 
 // outcome is what became of a socket, as move.bpf.c has it.
@@ -221,14 +231,49 @@ const (
 	fellBack
 	wasLeft
 	neverMoved
+	// Through holders only:
+	notHeld    // no process holds it
+	notReached // one does, and may not be looked into
+	notSeen    // one does, and cannot be seen
+	cannotTell // it listens, and may have chosen
 )
+
+// order says what is to be done to sockets.
+type order struct {
+	restore   bool   // else:
+	to        ccName // move them to this
+	ecn       bool   // which needs ECN
+	replacing bool   // and has other code than before
+}
+
+// carryOut does it, in one way or the other.
+func carryOut(ns *netns.NS, sockets []socket, do *order) (*Moved, error) {
+	m, err := iterate(ns, sockets, do)
+	refused, ok := errors.AsType[*bpfload.RefusedError](err)
+	if !ok {
+		return m, err
+	}
+	if m, err = throughHolders(ns, sockets, do); err == nil {
+		m.Warnings = append(m.Warnings, withoutIterator(refused))
+	}
+	return m, err
+}
 
 // passes is how often the sockets are walked through until all that are meant were
 // met: a walk may miss one while others come and go (before Linux 6.17).
 const passes = 3
 
-// iterate runs one of the programs over the sockets.
-func iterate(ns *netns.NS, cookies []uint64, program string, variables map[string]any) (m *Moved, err error) {
+// iterate runs one of the programs over the sockets. A *bpfload.RefusedError says that
+// the kernel does not take it.
+func iterate(ns *netns.NS, sockets []socket, do *order) (m *Moved, err error) {
+	program, variables := "move", map[string]any{"to": do.to, "needs_ecn": do.ecn, "replacing": do.replacing}
+	if do.restore {
+		program, variables = "restore", nil
+	}
+	cookies := make([]uint64, len(sockets))
+	for i, s := range sockets {
+		cookies[i] = s.cookie
+	}
 	coll, made, err := loadMover(program, variables, len(cookies))
 	if err != nil {
 		return nil, err
@@ -263,7 +308,7 @@ func iterate(ns *netns.NS, cookies []uint64, program string, variables map[strin
 }
 
 func (m *Moved) count(outcomes []outcome) {
-	*m = Moved{}
+	*m = Moved{Warnings: m.Warnings}
 	for _, o := range outcomes {
 		m.Matched++
 		switch o.State {
@@ -287,6 +332,14 @@ func (m *Moved) count(outcomes []outcome) {
 
 func (o outcome) reason() string {
 	switch errno := syscall.Errno(-o.Error); {
+	case o.State == notHeld:
+		return "no process holds it, or none has accepted it yet"
+	case o.State == notReached:
+		return fmt.Sprintf("the process that holds it may not be looked into: %v", errno)
+	case o.State == notSeen:
+		return "no process that can be seen holds it"
+	case o.State == cannotTell:
+		return "it listens, and whether it has chosen the name for what it accepts cannot be told"
 	case o.State == hadNoECN:
 		return "the connection has not agreed on ECN, which it needs"
 	case o.State == fellBack:
@@ -300,11 +353,16 @@ func (o outcome) reason() string {
 	}
 }
 
-// walk runs an iterator from beginning to end.
-func walk(ns *netns.NS, prog *ebpf.Program, over *ebpf.Map) error {
-	it, err := link.AttachIter(link.IterOptions{Program: prog, Map: over})
+// walk runs an iterator from beginning to end. A *bpfload.RefusedError says that the
+// kernel does not let it.
+func walk(ns *netns.NS, coll *ebpf.Collection, program string, over *ebpf.Map) error {
+	err := fault.At("attach program " + program)
+	var it *link.Iter
+	if err == nil {
+		it, err = link.AttachIter(link.IterOptions{Program: coll.Programs[program], Map: over})
+	}
 	if err != nil {
-		return err
+		return &bpfload.RefusedError{Program: program, Kind: "iterator", Err: bpfload.Plain(err)}
 	}
 	defer it.Close()
 	return in(ns, func() error {
@@ -328,16 +386,20 @@ func walkCounting(ns *netns.NS, coll *ebpf.Collection, program string) (n uint64
 	if err := coll.Variables["remembered"].Set(n); err != nil {
 		return 0, err
 	}
-	if err := walk(ns, coll.Programs[program], nil); err != nil {
+	if err := walk(ns, coll, program, nil); err != nil {
 		return 0, err
 	}
 	return n, coll.Variables["remembered"].Get(&n)
 }
 
+func moveSpec() (*ebpf.CollectionSpec, error) {
+	return ebpf.LoadCollectionSpecFromReader(bytes.NewReader(moveObject))
+}
+
 // loadMover loads one of the programs with the pinned map of what sockets had, and says
 // whether it has made that.
 func loadMover(program string, variables map[string]any, chosen int) (coll *ebpf.Collection, made bool, err error) {
-	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(moveObject))
+	spec, err := moveSpec()
 	if err != nil {
 		return nil, false, err
 	}
@@ -398,8 +460,25 @@ func remembered() (bool, error) {
 	if n, err := countAll(); err == nil || !allProcesses() {
 		return n > 0 || err != nil, nil
 	}
+	if some, err := anySeen(); err != nil || some {
+		return some, err
+	}
+	former, err := openMap(formerPath)
+	if err != nil {
+		return false, err
+	}
+	defer former.Close()
+	return anyHeld(former)
+}
+
+// anySeen says whether a socket of a visible namespace remembers what it had; false
+// where the kernel takes no iterator over TCP sockets.
+func anySeen() (bool, error) {
 	const program = "restore" // which does nothing to sockets that are not chosen
 	coll, _, err := loadMover(program, nil, 0)
+	if _, refused := errors.AsType[*bpfload.RefusedError](err); refused {
+		return false, nil
+	}
 	if err != nil {
 		return false, err
 	}
@@ -413,6 +492,9 @@ func remembered() (bool, error) {
 		n := namespace{v, v.Inode == self}
 		var some uint64
 		err := n.do(func() (err error) { some, err = walkCounting(nil, coll, program); return err })
+		if _, refused := errors.AsType[*bpfload.RefusedError](err); refused {
+			return false, nil
+		}
 		if err != nil || some > 0 {
 			return true, err
 		}
@@ -427,7 +509,7 @@ func countAll() (n uint64, err error) {
 		return 0, err
 	}
 	defer coll.Close()
-	if err := walk(nil, coll.Programs["count"], coll.Maps["former"]); err != nil {
+	if err := walk(nil, coll, "count", coll.Maps["former"]); err != nil {
 		return 0, err
 	}
 	return n, coll.Variables["remembered"].Get(&n)

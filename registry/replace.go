@@ -5,6 +5,7 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -143,7 +144,10 @@ func (r *Replacement) update(from *structops.Info, spec *structops.Spec, ops *st
 // replaced. Connections may run code from before that, too, but no listener does.
 func (r *Replacement) migrateListeners() {
 	if old, err := structops.Inspect(r.Before); err != nil || old.Refs > 0 {
-		r.migrate(listenState)
+		m := r.migrate(listenState)
+		for _, why := range slices.Sorted(maps.Keys(m.Reasons)) {
+			r.Warnings = append(r.Warnings, fmt.Sprintf("%d listening sockets may hand out the old code: %s", m.Reasons[why], why))
+		}
 	}
 }
 

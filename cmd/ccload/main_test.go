@@ -21,6 +21,7 @@ import (
 	"unsafe"
 
 	"ccload/harness/vm"
+	"ccload/internal/fault"
 	"ccload/internal/kerneltest"
 	"ccload/internal/vmtest"
 	"ccload/registry"
@@ -45,12 +46,28 @@ func TestMain(m *testing.M) {
 	if vm.Inside() {
 		inGuest()
 	}
+	refuse(os.Getenv("REFUSE"))
 	testscript.Main(m, map[string]func(){
 		"ccload": main,
 		"nobody": asNobody,
 		"locked": lockedDown,
 		"hold":   hold,
 		"at":     at,
+	})
+}
+
+// refuse lets the kernel refuse some of our programs, whose names are divided by
+// commas, and duplicates of others' descriptors.
+func refuse(programs string) {
+	if programs == "" {
+		return
+	}
+	names := strings.Split(programs, ",")
+	fault.Set(func(step string) error {
+		if slices.Contains(names, strings.TrimPrefix(step, "load program ")) {
+			return unix.EPERM
+		}
+		return nil
 	})
 }
 
@@ -78,7 +95,8 @@ func TestMain(m *testing.M) {
 // The condition [live:NAME] holds if the kernel has that congestion control.
 // $OBJECTS holds the law-breaking objects of structops/testdata, $BPF the objects
 // of the catalogue, $EXPERIMENTS the experiment files, $TESTDATA the objects of
-// this package.
+// this package. With $REFUSE the kernel refuses those of our programs to ccload that
+// it names, divided by commas.
 func TestSessions(t *testing.T) {
 	kerneltest.Privileged(t)
 	sessions(t, "testdata")
