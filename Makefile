@@ -53,7 +53,8 @@ test: build
 		{ $(call need,qemu-system-x86_64,qemu-system-x86) } && \
 		build/ccload kernels pull $$(build/ccload kernels list | awk 'NR > 1 { print $$1 }') || true; fi
 	go vet ./...
-	CGO_ENABLED=0 go test -p 1 -count=1 -timeout 40m ./...
+	@start=$$(date +%s); CGO_ENABLED=0 go test -p 1 -count=1 -timeout 60m ./...; status=$$?; \
+	took=$$(($$(date +%s) - start)); echo "the tests took $$((took / 60)) min $$((took % 60)) s" >&2; exit $$status
 
 test-long:
 	CCLOAD_LONG=1 CGO_ENABLED=0 go test -count=1 -v -run 'Load$$' ./registry
