@@ -64,6 +64,13 @@ func (s *Spec) Load(mapNames ...string) (_ *Object, err error) {
 		if err := o.Check(); err != nil {
 			return nil, err
 		}
+		misfits, err := o.misfits()
+		if err != nil {
+			return nil, err
+		}
+		if len(misfits) > 0 {
+			return nil, &VerifierError{misfits[0], ErrLayout}
+		}
 		m := &opsMap{Ops: *o, fd: -1, link: o.Link && l.links, value: make([]byte, l.size)}
 		m.Programs = maps.Clone(o.Programs)
 		if err := r.ops(m); err != nil {

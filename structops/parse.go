@@ -43,8 +43,10 @@ type Ops struct {
 	Flags    uint32            // TCP_CONG_*; may be changed before Load (bit 0 = NON_RESTRICTED)
 	Programs map[string]string // member → program
 
-	typ *btf.Struct // as the object declares it
-	err error       // why it cannot be used, whatever its name
+	typ     *btf.Struct // as the object declares it
+	err     error       // why it cannot be used, whatever its name
+	fixed   []fixedField
+	private privateUse
 }
 
 // Copy is another Spec of the object: fields and parameters of the two can be changed
@@ -138,6 +140,7 @@ func parse(obj []byte) (*Spec, error) {
 		return nil, err
 	}
 	s.checkPrograms()
+	s.readAccesses(f)
 	return s, nil
 }
 

@@ -176,9 +176,19 @@ func (s *Spec) examineAll(o *Ops, l *layout, r *Report) error {
 		if err != nil {
 			why := s.programReason(err, p, o, member)
 			why.Program, why.Member = name, member
+			if i := slices.IndexFunc(r.Why, func(w Reason) bool { return w.Kind == PrivateState && w.Log == nil && why.outside() }); i >= 0 {
+				// That is why: said once.
+				why.Kind, why.What, why.Means = r.Why[i].Kind, r.Why[i].What, r.Why[i].Means
+				r.Why[i] = why
+				return nil
+			}
 			r.Why = append(r.Why, why)
 		}
 		return nil
+	}
+	var err error
+	if r.Why, err = o.misfits(); err != nil {
+		return err
 	}
 	for _, member := range slices.Sorted(maps.Keys(o.Programs)) {
 		name := o.Programs[member]

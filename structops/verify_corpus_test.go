@@ -103,7 +103,7 @@ func collectCorpus(t *testing.T, file string) {
 				}
 				// From the last line of C on, or a few lines.
 				from := max(len(w.Log)-5, 0)
-				for i := from; i >= max(len(w.Log)-12, 0); i-- {
+				for i := from; i >= max(len(w.Log)-25, 0); i-- {
 					if strings.HasPrefix(w.Log[i], "; ") {
 						from = i
 						break
@@ -234,7 +234,7 @@ var sentences = map[string]string{
 	"so_third":        `signature changed: set_state, argument 4: the kernel has \(sock \*, u8\)`,
 	"so_no_value":     `unreachable insn 1`,
 	"so_sleeps":       `?Only fentry/fexit/fmod_ret, lsm, and kprobe/uprobe programs can be sleepable`,
-	"so_state":        `no write support to tcp_sock`,
-	"so_state_across": `write access at off \d+ with size 8 beyond the member`,
+	"so_state":        `private state too large: 128 bytes are needed, the kernel has 104: no write support to tcp_sock at off`,
+	"so_state_across": `private state too large: 108 bytes are needed, the kernel has 104: write access at off \d+ with size 8 beyond the member`,
 	"so_state_var":    `R3 is ptr_tcp_sock invalid variable offset`,
 }

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
-	"strconv"
+	"slices"
 	"strings"
 
 	"ccload/internal/kernelbtf"
@@ -40,6 +40,8 @@ const (
 	FieldNotWritable  ReasonKind = "field not writable"
 	MemberUnknown     ReasonKind = "member unknown"
 	SignatureChanged  ReasonKind = "signature changed"
+	PrivateState      ReasonKind = "private state too large"
+	LayoutDiffers     ReasonKind = "kernel layout differs"
 	FlagsUnknown      ReasonKind = "flags unknown"
 	NoBTF             ReasonKind = "no BTF"
 	Licence           ReasonKind = "licence"
@@ -76,6 +78,11 @@ func (r Reason) Brief() string {
 		s += ", in " + r.Function
 	}
 	return s + ")"
+}
+
+// outside says that it is about a store into the socket where none may be.
+func (r Reason) outside() bool {
+	return r.Kind == FieldNotWritable || strings.HasPrefix(r.Detail, "write access at off ")
 }
 
 // Refusal is the reason in an error of Parse that is about the laws that every
@@ -125,6 +132,14 @@ const (
 	poisonedFunction = 0xdedc0de
 )
 
+const bareFunction = "it is a plain C function; the callback's arguments come as an array of 64-bit words: wrap it in BPF_PROG or STRUCT_OPS"
+
+// bare says that a program is declared with the callback's own arguments.
+func bare(p *ebpf.ProgramSpec) bool {
+	f := proto(p)
+	return f != nil && len(f.Params) > 0 && slices.Contains(socketViews, pointsTo(f.Params[0].Type))
+}
+
 const missingModule = "nor does a module have it that is loaded"
 
 // libraryKfunc is how the library names the kernel function that it cannot bind.
@@ -152,6 +167,9 @@ func (s *Spec) programReason(err error, p *ebpf.ProgramSpec, o *Ops, member stri
 	if r.Detail == "" {
 		r.Detail = ve.Cause.Error()
 	}
+	if r.Means != "" && bare(p) {
+		r.Means = bareFunction
+	}
 	at, function := instructionAt(p, log.at)
 	r.Function = function
 	switch {
@@ -173,18 +191,12 @@ func (s *Spec) programReason(err error, p *ebpf.ProgramSpec, o *Ops, member stri
 		}
 	case log.reason == "only read is supported":
 		r.Kind = FieldNotWritable
-	case log.argument > 0:
-		r.Kind, r.What, r.Detail = SignatureChanged, fmt.Sprintf("%s, argument %d", member, log.argument), ""
-		if _, theirs := o.signatures(member); theirs != nil {
-			r.Detail = "the kernel has " + signature(theirs)
-		}
-	case log.scalar:
-		// A pointer in the object may be a number in the kernel, or another
-		// pointer further on.
-		ours, theirs := o.signatures(member)
-		if n := changed(ours, theirs); n > 0 {
-			r.Kind, r.What = SignatureChanged, fmt.Sprintf("%s, argument %d", member, n)
-			r.Detail = fmt.Sprintf("the kernel has %s, the object %s", signature(theirs), signature(ours))
+	case log.argument > 0 || log.scalar:
+		if n, detail := s.signatureChanged(p, o, member, log.argument); n > 0 {
+			r.Kind, r.Detail, r.Means = SignatureChanged, detail, "the verifier: "+log.reason
+			if !strings.HasPrefix(detail, member+" ") {
+				r.What = fmt.Sprintf("%s, argument %d", member, n)
+			}
 		}
 	}
 	return r
@@ -210,38 +222,14 @@ var relocation = regexp.MustCompile(`\[([0-9:]+)\], local_id=(\d+)`)
 // relocated is the STRUCT.FIELD that an instruction is relocated to; "" if there
 // is none.
 func (s *Spec) relocated(ins *asm.Instruction) string {
-	if ins == nil || s.coll.Types == nil {
+	owner, path := s.relocationPath(ins)
+	if owner == nil {
 		return ""
 	}
-	relo := btf.CORERelocationMetadata(ins)
-	if relo == nil {
-		return ""
-	}
-	m := relocation.FindStringSubmatch(relo.String())
-	if m == nil {
-		return ""
-	}
-	id, err := strconv.ParseUint(m[2], 10, 32)
-	if err != nil {
-		return ""
-	}
-	t, err := s.coll.Types.TypeByID(btf.TypeID(id))
-	if err != nil {
-		return ""
-	}
-	name := flavourless(t.TypeName())
-	for i, index := range strings.Split(m[1], ":") {
-		members := membersOf(t)
-		n, err := strconv.Atoi(index)
-		if i == 0 { // which of an array of the structure
-			continue
-		}
-		if err != nil || n >= len(members) {
-			break
-		}
-		t = members[n].Type
-		if members[n].Name != "" {
-			name += "." + members[n].Name
+	name := flavourless(owner.TypeName())
+	for _, m := range path {
+		if m.Name != "" {
+			name += "." + m.Name
 		}
 	}
 	return name
@@ -294,27 +282,68 @@ next:
 // signatures are those of a member's function in the object and in the kernel; nil
 // where they are not known.
 func (o *Ops) signatures(member string) (ours, theirs *btf.FuncProto) {
-	proto := func(t *btf.Struct) *btf.FuncProto {
-		for _, m := range membersOf(t) {
-			if p, ok := btf.As[*btf.Pointer](m.Type); ok && m.Name == member {
-				f, _ := btf.As[*btf.FuncProto](p.Target)
-				return f
-			}
-		}
-		return nil
-	}
-	if o.typ != nil {
-		ours = proto(o.typ)
-	}
 	kernel, err := kernelbtf.Types().Kernel()
 	if err != nil {
-		return ours, nil
+		return o.callback(member), nil
 	}
 	var st *btf.Struct
 	if err := kernel.TypeByName(opsType, &st); err != nil {
-		return ours, nil
+		return o.callback(member), nil
 	}
-	return ours, proto(st)
+	return o.callback(member), callback(st, member)
+}
+
+// callback is the type of a member's function as the object declares it.
+func (o *Ops) callback(member string) *btf.FuncProto {
+	if o.typ == nil {
+		return nil
+	}
+	return callback(o.typ, member)
+}
+
+func callback(ops *btf.Struct, member string) *btf.FuncProto {
+	for _, m := range ops.Members {
+		if p, ok := btf.As[*btf.Pointer](m.Type); ok && m.Name == member {
+			f, _ := btf.As[*btf.FuncProto](p.Target)
+			return f
+		}
+	}
+	return nil
+}
+
+// signatureChanged is the argument, from 1, that a program takes for something else
+// than the kernel gives it, with how the two differ; 0 if there is none. missing is
+// one that the verifier says is not there.
+func (s *Spec) signatureChanged(p *ebpf.ProgramSpec, o *Ops, member string, missing int) (n int, detail string) {
+	ours, theirs := o.signatures(member)
+	if theirs == nil {
+		return missing, ""
+	}
+	if n = missing; n == 0 {
+		// A pointer in the program may be a number in the kernel, or another pointer
+		// further on.
+		for _, a := range s.accesses(p, ours) {
+			if a.arg > 0 && (a.arg > len(theirs.Params) || pointsTo(theirs.Params[a.arg-1].Type) == "") {
+				n = a.arg
+				break
+			}
+		}
+		if n == 0 {
+			n = changed(ours, theirs)
+		}
+	}
+	const before, since = "(sk, rs)", "(sk, ack, flag, rs)"
+	switch given := len(theirs.Params); {
+	case n == 0:
+		return 0, ""
+	case member == "cong_control" && given == 4 && n == 2:
+		return n, fmt.Sprintf("cong_control has %s from 6.10 on; this program has %s", since, before)
+	case member == "cong_control" && given == 2 && (n == 3 || n == 4):
+		return n, fmt.Sprintf("cong_control has %s before 6.10; this program has %s", before, since)
+	case missing > 0 || ours == nil:
+		return n, "the kernel has " + signature(theirs)
+	}
+	return n, fmt.Sprintf("the kernel has %s, the object %s", signature(theirs), signature(ours))
 }
 
 // changed is the number of the first argument that is a pointer to a structure
@@ -333,9 +362,12 @@ func changed(ours, theirs *btf.FuncProto) int {
 }
 
 // pointsTo is the name of the structure that a type points to, without flavour.
-func pointsTo(t btf.Type) string {
+func pointsTo(t btf.Type) string { return flavourless(target(t)) }
+
+// target is the name with its flavour.
+func target(t btf.Type) string {
 	if p, ok := btf.As[*btf.Pointer](t); ok {
-		return flavourless(btf.UnderlyingType(p.Target).TypeName())
+		return btf.UnderlyingType(p.Target).TypeName()
 	}
 	return ""
 }

@@ -187,9 +187,9 @@ func TestVerifyReasons(t *testing.T) {
 	}
 	s := mustParse(t, "breakers")
 	cases := map[string][]want{
-		"so_arg4":       some(newControl, SignatureChanged, "cong_control, argument 4", "so_fourth"),
+		"so_arg4":       some(newControl, SignatureChanged, "", "so_fourth"),
 		"so_arg7":       some(false, SignatureChanged, "cong_control, argument 7", "so_seventh"),
-		"so_arg2":       some(!newControl, SignatureChanged, "cong_control, argument 2", "so_sample"),
+		"so_arg2":       some(!newControl, SignatureChanged, "", "so_sample"),
 		"so_write_new":  some(writable(t, s), FieldNotWritable, "tcp_sock.app_limited", "so_limited"),
 		"so_write_sock": some(false, FieldNotWritable, "sock.sk_gso_max_size", "so_gso"),
 		"so_write_ack":  some(false, FieldNotWritable, "ack_sample.pkts_acked", "so_acked"),
