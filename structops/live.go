@@ -11,6 +11,7 @@ import (
 	"slices"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 )
@@ -27,9 +28,19 @@ type Info struct {
 	Members []Member
 	Params  []Param // of its programs, as far as they have BTF
 
-	byLink bool // made for a link
+	Maps []Map // that its programs use, in the order of the programs
+
+	byLink bool   // made for a link
+	record uint32 // map with what it was made of; 0: none
 
 	places map[string]place // of the parameters that may be set
+}
+
+// Map is a BPF map that programs use.
+type Map struct {
+	Name string // at most 15 bytes
+	ID   uint32
+	Type string
 }
 
 // Member is a member of a live map that a program is in.
@@ -326,8 +337,12 @@ func (i *Info) readParams(mapID uint32) error {
 	if err := objInfo(fd, &info); err != nil {
 		return err
 	}
-	const array = 2 // BPF_MAP_TYPE_ARRAY
-	if info.Type != array || info.Entries != 1 || info.BTF == 0 {
+	i.Maps = append(i.Maps, Map{cString(info.Name[:]), mapID, ebpf.MapType(info.Type).String()})
+	if isRecord(&info) {
+		i.record = mapID
+		return nil
+	}
+	if info.Type != uint32(ebpf.Array) || info.Entries != 1 || info.BTF == 0 {
 		return nil
 	}
 	value := make([]byte, info.ValueSize)
@@ -353,8 +368,8 @@ func (i *Info) readParams(mapID uint32) error {
 	}
 	for _, vsi := range section.Vars {
 		v, ok := vsi.Type.(*btf.Var)
-		if ok && isTunable(v.Type, int(vsi.Size)) && uint64(vsi.Offset)+uint64(vsi.Size) <= uint64(len(value)) {
-			running := info.Flags&unix.BPF_F_RDONLY_PROG == 0
+		if ok && isTunable(section.Name, v, int(vsi.Size)) && uint64(vsi.Offset)+uint64(vsi.Size) <= uint64(len(value)) {
+			running := runs(v.Type, info.Flags&unix.BPF_F_RDONLY_PROG != 0)
 			i.Params = append(i.Params, Param{v.Name, typeName(v.Type), decode(v.Type, value[vsi.Offset:][:vsi.Size]), running})
 			if running {
 				if i.places == nil {

@@ -94,6 +94,9 @@ func (s *Spec) Load(mapNames ...string) (_ *Object, err error) {
 		obj.Close()
 		return nil, err
 	}
+	for _, m := range obj.maps {
+		m.keep(s, obj.coll)
+	}
 	return obj, nil
 }
 

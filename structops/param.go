@@ -16,8 +16,9 @@ import (
 	"github.com/cilium/ebpf/btf"
 )
 
-// Param is a volatile variable of the object (or of a live one): a parameter. A
-// const one can be set until it is loaded, another also while it runs.
+// Param is a parameter: a global variable of the object (or of a live one) that is
+// volatile, or a number in .data. A const one can be set until it is loaded, another
+// also while it runs. What is static in C is none, nor what the compiler has made.
 type Param struct {
 	Name    string
 	Type    string // C type, e.g. "__u32"
@@ -25,13 +26,12 @@ type Param struct {
 	Running bool   // it may be set while it runs
 }
 
-// Params are the parameters with their present values, by name. Variables that
-// are static in C are not among them.
+// Params are the parameters with their present values, by name.
 func (s *Spec) Params() []Param {
 	var ps []Param
 	for _, v := range s.coll.Variables {
 		if isParam(v) {
-			ps = append(ps, Param{Name: v.Name, Type: typeName(v.Type.Type), Value: decode(v.Type.Type, v.Value), Running: !v.Constant()})
+			ps = append(ps, Param{Name: v.Name, Type: typeName(v.Type.Type), Value: decode(v.Type.Type, v.Value), Running: runs(v.Type.Type, v.Constant())})
 		}
 	}
 	sortParams(ps)
@@ -43,7 +43,7 @@ func sortParams(ps []Param) {
 }
 
 func isParam(v *ebpf.VariableSpec) bool {
-	return v.Type != nil && isTunable(v.Type.Type, len(v.Value))
+	return v.Type != nil && isTunable(v.SectionName, v.Type, len(v.Value))
 }
 
 // Set gives a parameter a value: any integer type, bool, a float for a float,
@@ -68,8 +68,12 @@ func (s *Spec) Set(name string, value any) error {
 		return fmt.Errorf("parameter %q: %v: %w", name, value, err)
 	}
 	v.Value = b
+	s.set[name] = true
 	return nil
 }
+
+// IsSet says whether a parameter was given a value by Set.
+func (s *Spec) IsSet(name string) bool { return s.set[name] }
 
 // qualified goes through qualifiers only.
 func qualified(t btf.Type) (inner btf.Type, volatile bool) {
@@ -86,12 +90,20 @@ func qualified(t btf.Type) (inner btf.Type, volatile bool) {
 	return t, volatile
 }
 
-// isTunable tells a volatile variable from plain constants, which the compiler has
-// folded into the code. What has not the size of its type is broken.
-func isTunable(t btf.Type, size int) bool {
-	_, volatile := qualified(t)
-	n, err := btf.Sizeof(t)
-	return volatile && err == nil && n == size && size > 0
+// isTunable tells parameters from other variables of a section. Constants that are not
+// volatile the compiler has folded into the code; numbers in .bss are what programs
+// count. What has not the size of its type is broken.
+func isTunable(section string, v *btf.Var, size int) bool {
+	_, volatile := qualified(v.Type)
+	_, number := scalar(v.Type)
+	n, err := btf.Sizeof(v.Type)
+	return (volatile || number && strings.HasPrefix(section, ".data")) && v.Linkage != btf.StaticVar && err == nil && n == size && size > 0
+}
+
+// runs says whether a parameter may be set while it runs.
+func runs(t btf.Type, constant bool) bool {
+	_, number := scalar(t)
+	return number && !constant
 }
 
 func typeName(t btf.Type) string {

@@ -32,6 +32,8 @@ type Spec struct {
 	weak    map[string]bool      // those of them that may be missing
 
 	unreadable map[string]error // programs that are not in coll: why
+	set        map[string]bool  // parameters that Set was called for
+	raw        []byte           // the object
 }
 
 // Ops is one tcp_congestion_ops variable of an object.
@@ -96,7 +98,7 @@ func parse(obj []byte) (*Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Spec{weak: map[string]bool{}, unreadable: map[string]error{}}
+	s := &Spec{weak: map[string]bool{}, unreadable: map[string]error{}, set: map[string]bool{}, raw: bytes.Clone(obj)}
 	var others, unreadable []string
 	for i, sec := range f.Sections {
 		kind, optional := strings.CutPrefix(sec.Name, "?")

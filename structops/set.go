@@ -31,8 +31,11 @@ func (i *Info) Set(values map[string]any) error {
 	for name, v := range values {
 		n := slices.IndexFunc(i.Params, func(p Param) bool { return p.Name == name })
 		if n < 0 {
-			return fmt.Errorf("parameter %q: %w: those that can be set are %s", name, ErrNotFound,
-				strings.Join(slices.Sorted(maps.Keys(i.places)), ", "))
+			can := "none can be set while it runs"
+			if len(i.places) > 0 {
+				can = "those that can be set while it runs are " + strings.Join(slices.Sorted(maps.Keys(i.places)), ", ")
+			}
+			return fmt.Errorf("parameter %q: %w: %s", name, ErrNotFound, can)
 		}
 		if !i.Params[n].Running {
 			return fmt.Errorf("parameter %q: %w", name, ErrFixed)
@@ -56,6 +59,7 @@ func (i *Info) Set(values map[string]any) error {
 		}
 		p.Value = decode(i.places[p.Name].typ, b)
 	}
+	i.keepSet(slices.Collect(maps.Keys(values)))
 	return nil
 }
 
@@ -87,6 +91,8 @@ func (p place) store(b []byte) error {
 		atomic.StoreUint64((*uint64)(to), binary.NativeEndian.Uint64(b))
 	case len(b) == 4 && at%4 == 0:
 		atomic.StoreUint32((*uint32)(to), binary.NativeEndian.Uint32(b))
+	case len(b) == 2 && at%2 == 0:
+		*(*uint16)(to) = binary.NativeEndian.Uint16(b)
 	case len(b) == 1:
 		mem[at] = b[0]
 	default:
