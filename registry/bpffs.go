@@ -27,6 +27,7 @@ const (
 	useDir     = rootDir + "/use"     // selections
 	extendDir  = rootDir + "/extend"  // extensions
 	replaceDir = rootDir + "/replace" // replacements under way
+	mapDir     = rootDir + "/map"     // maps that objects pin by name
 )
 
 // dir is a directory of ours, open and proved. The kernel mounts bpffs with mode 1777

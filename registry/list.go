@@ -45,6 +45,7 @@ type Entry struct {
 	Programs []Program      `json:"programs,omitempty"`
 	Params   map[string]any `json:"params,omitempty"`   // volatile variables, as they are in its programs
 	Running  []string       `json:"running,omitempty"`  // those of them that may be set while it runs
+	Set      []string       `json:"set,omitempty"`      // those of them that were set, when it was registered or since
 	Selected []Selection    `json:"selected,omitempty"` // where new sockets get it, as far as the caller can see
 
 	info  *structops.Info
@@ -66,9 +67,18 @@ type Details struct {
 	Entry
 	Map        string   `json:"map,omitempty"`         // name of the BPF map, cut to 15 bytes by the kernel
 	Flags      []string `json:"flags,omitempty"`       // of the BPF map
+	Maps       []Map    `json:"maps,omitempty"`        // that are pinned, of those that its programs use
 	DefaultIn  []string `json:"default_in,omitempty"`  // network namespaces whose default it is: names, "pid N", or "this one"
 	Functions  []Policy `json:"functions,omitempty"`   // that programs may take the place of
 	SocketList []Socket `json:"socket_list,omitempty"` // in the namespaces that the caller can see
+}
+
+// Map is a BPF map that is pinned, so that others may share it.
+type Map struct {
+	Name string   `json:"name"`
+	ID   uint32   `json:"id"`
+	Type string   `json:"type"`
+	Pins []string `json:"pins"`
 }
 
 // Socket is a TCP socket that runs a congestion control.
@@ -110,11 +120,30 @@ func Lookup(name string) (_ *Details, warnings []string, err error) {
 	d := &Details{Entry: *e, DefaultIn: labels(seen.defaults[name]), SocketList: seen.sockets}
 	if e.info != nil {
 		d.Map, d.Flags = e.info.Map, flagNames(e.info.Flags)
+		for _, p := range e.info.SetParams() {
+			d.Set = append(d.Set, p.Name)
+		}
+		pinned := pins()
+		for _, m := range e.info.Maps {
+			if in := pinned[m.ID]; len(in) > 0 {
+				d.Maps = append(d.Maps, Map{m.Name, m.ID, m.Type, in})
+			}
+		}
 		if d.Functions, err = policies(e.info); err != nil {
 			more = append(more, "what can be extended is not known: "+err.Error())
 		}
 	}
 	return d, append(warnings, more...), nil
+}
+
+// Object gives the object that a BPF congestion control was made of, with the values of
+// its file, and its map there. structops.ErrNotFound says that it is not known, for
+// another tool has registered it.
+func (d *Details) Object() (*structops.Spec, *structops.Ops, error) {
+	if d.info == nil {
+		return nil, nil, fmt.Errorf("object: %w", structops.ErrNotFound)
+	}
+	return d.info.Object()
 }
 
 // find is Lookup without what costs a look into every namespace, and into every BPF

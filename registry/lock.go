@@ -56,6 +56,7 @@ func lock() (unlock func(), err error) {
 	sweepReplacements()
 	sweepExtensions()
 	sweepUses()
+	sweepMaps()
 	return unlock, nil
 }
 

@@ -12,6 +12,7 @@
 //	/sys/fs/bpf/ccload/extend     what Extend put in the place of functions
 //	/sys/fs/bpf/ccload/use        control groups' selections, and what Restore puts back
 //	/sys/fs/bpf/ccload/replace    a replacement under way
+//	/sys/fs/bpf/ccload/map        maps that objects pin by name
 //
 // so a registration outlives the process that made it and ends with Unregister,
 // with the removal of the pin, or with the machine. Sockets that run a
@@ -37,6 +38,11 @@ type Options struct {
 	Map   string // which tcp_congestion_ops of the object; "": the only one
 	Name  string // the name to register; "": the one in the object
 	Allow bool   // let unprivileged sockets and other network namespaces choose it (TCP_CONG_NON_RESTRICTED)
+
+	// MapPins is the directory of maps that are pinned by name (LIBBPF_PIN_BY_NAME),
+	// which stay there; "": one of ccload's, where each goes with the last congestion
+	// control that uses it.
+	MapPins string
 }
 
 // Registration says what Register did.
@@ -45,6 +51,8 @@ type Registration struct {
 	MapID    uint32   `json:"map_id"`
 	LinkID   uint32   `json:"link_id,omitempty"` // 0 where the kernel has no links (before 6.4)
 	Pin      string   `json:"pin"`
+	Map      string   `json:"map"`                // which of the object's it was made from
+	MapPins  []string `json:"map_pins,omitempty"` // of maps that are pinned by name
 	Warnings []string `json:"warnings,omitempty"`
 }
 
@@ -73,11 +81,14 @@ func Register(spec *structops.Spec, o Options) (*Registration, error) {
 	if err := free(ops.Name); err != nil {
 		return fail(err)
 	}
-	obj, err := spec.Load(ops.Map)
-	if err != nil {
-		return fail(err)
+	shares := spec.PinsMaps()
+	var obj *structops.Object
+	if !shares { // others need not wait for the verifier
+		if obj, err = spec.Load(ops.Map); err != nil {
+			return fail(err)
+		}
+		defer obj.Close()
 	}
-	defer obj.Close()
 	warnings, err := mountBPFFS()
 	if err != nil {
 		return fail(err)
@@ -87,6 +98,14 @@ func Register(spec *structops.Spec, o Options) (*Registration, error) {
 		return fail(err)
 	}
 	defer unlock()
+	if shares {
+		spec.MapPins = mapPins(o.MapPins)
+		defer sweepMaps()
+		if obj, err = spec.Load(ops.Map); err != nil {
+			return fail(err)
+		}
+		defer obj.Close()
+	}
 	if err := free(ops.Name); err != nil { // somebody was faster
 		return fail(err)
 	}
@@ -108,7 +127,7 @@ func Register(spec *structops.Spec, o Options) (*Registration, error) {
 		warnings = append(warnings, "replaced "+path+", which a registration that is gone had left")
 	}
 	return &Registration{
-		Name: ops.Name, MapID: link.MapID(), LinkID: link.LinkID(), Pin: path,
+		Name: ops.Name, MapID: link.MapID(), LinkID: link.LinkID(), Pin: path, Map: ops.Map, MapPins: mapPins(o.MapPins).paths(obj),
 		Warnings: append(warnings, spec.Warnings...),
 	}, nil
 }
@@ -137,7 +156,8 @@ type Unregistration struct {
 	Sockets  int      `json:"sockets"`         // that were running it, and go on until they close
 	Reset    []string `json:"reset,omitempty"` // network namespaces whose default was changed
 	Moved    []string `json:"moved,omitempty"` // routes and control groups that were changed
-	Pins     []string `json:"pins,omitempty"`  // removed
+	Pins     []string `json:"pins,omitempty"`  // removed, also of maps that nothing else uses
+	Left     []string `json:"left,omitempty"`  // pins of maps that it used, elsewhere than in ccload's directory
 	Warnings []string `json:"warnings,omitempty"`
 }
 
@@ -183,7 +203,7 @@ func Unregister(name string, o UnregisterOptions) (*Unregistration, error) {
 	}
 	held := pinsOf(e.MapID)
 	defer held.Close()
-	u.Pins = held.paths()
+	u.Pins, u.Left = held.paths(), sharedElsewhere(e.info)
 	if err := structops.Unregister(e.info); err != nil {
 		if uerr := moved.undo(); uerr != nil {
 			err = fmt.Errorf("%w; and not all is selected as it was: %w", err, uerr)
@@ -199,5 +219,6 @@ func Unregister(name string, o UnregisterOptions) (*Unregistration, error) {
 	if err := held.remove(""); err != nil {
 		u.Warnings = append(u.Warnings, "a pin that holds nothing more: "+err.Error())
 	}
+	u.Pins = append(u.Pins, sweepMaps()...)
 	return u, nil
 }

@@ -19,17 +19,21 @@ import (
 type ReplaceOptions struct {
 	Map     string // which tcp_congestion_ops of the object; "": the only one
 	Migrate bool   // give open connections the new code, too
+	Keep    bool   // parameters that were set keep their values, but for those that are set in the new object
+	MapPins string // as in Options
 }
 
 // Replacement says what Replace did.
 type Replacement struct {
-	Name       string   `json:"name"`
-	Before     uint32   `json:"map_id_before"`
-	MapID      uint32   `json:"map_id"`
-	LinkID     uint32   `json:"link_id,omitempty"`    // absent: without a BPF link
-	Namespaces []string `json:"namespaces,omitempty"` // with it as their default: their new sockets get the new code
-	Migrated   *Moved   `json:"migrated,omitempty"`   // with Migrate: the sockets of all visible namespaces, also those that listen and have chosen the name
-	Warnings   []string `json:"warnings,omitempty"`
+	Name       string    `json:"name"`
+	Before     uint32    `json:"map_id_before"`
+	MapID      uint32    `json:"map_id"`
+	LinkID     uint32    `json:"link_id,omitempty"`    // absent: without a BPF link
+	Namespaces []string  `json:"namespaces,omitempty"` // with it as their default: their new sockets get the new code
+	Migrated   *Moved    `json:"migrated,omitempty"`   // with Migrate: the sockets of all visible namespaces, also those that listen and have chosen the name
+	Kept       []Setting `json:"kept,omitempty"`       // parameters that were set, and have that value in the new code too
+	Dropped    []Setting `json:"dropped,omitempty"`    // those that the new code does not have, or not for that value
+	Warnings   []string  `json:"warnings,omitempty"`
 }
 
 // Replace puts the object's congestion control in the place of the one that is
@@ -70,6 +74,11 @@ func Replace(name string, spec *structops.Spec, o ReplaceOptions) (*Replacement,
 		ops.Flags |= nonRestricted
 	}
 	r := &Replacement{Name: name, Before: e.MapID, LinkID: e.LinkID, Warnings: slices.Clone(spec.Warnings)}
+	if o.Keep {
+		r.keep(e.info, spec)
+	}
+	spec.MapPins = mapPins(o.MapPins)
+	defer sweepMaps()
 	seen, warnings := survey("")
 	r.Warnings = append(r.Warnings, warnings...)
 	forget, err := pinReplaced(e.info)
@@ -93,6 +102,32 @@ func Replace(name string, spec *structops.Spec, o ReplaceOptions) (*Replacement,
 		r.migrateListeners()
 	}
 	return r, nil
+}
+
+// keep gives the new code the parameters that were set.
+func (r *Replacement) keep(from *structops.Info, spec *structops.Spec) {
+	for _, p := range from.SetParams() {
+		if spec.IsSet(p.Name) {
+			continue
+		}
+		was := Setting{Name: p.Name, Before: p.Value}
+		for _, q := range spec.Params() {
+			if q.Name == p.Name {
+				was.After = q.Value // as the file has it
+			}
+		}
+		err := spec.Set(p.Name, p.Value)
+		if err == nil {
+			r.Kept = append(r.Kept, Setting{p.Name, was.After, p.Value})
+			continue
+		}
+		r.Dropped = append(r.Dropped, was)
+		why := err.Error()
+		if errors.Is(err, structops.ErrNotFound) {
+			why = fmt.Sprintf("parameter %q: the new code has none of that name", p.Name)
+		}
+		r.Warnings = append(r.Warnings, fmt.Sprintf("%s; its value of %v is dropped", why, p.Value))
+	}
 }
 
 // reselect gives the new sockets of network namespaces whose default is the name the

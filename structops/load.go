@@ -19,8 +19,9 @@ import (
 // Object is a loaded object: its programs are verified and its maps exist;
 // nothing is registered yet. It is not safe for use by several goroutines.
 type Object struct {
-	coll *ebpf.Collection
-	maps []*opsMap
+	coll   *ebpf.Collection
+	maps   []*opsMap
+	byName []string // maps that are pinned by their names
 }
 
 // opsMap is the struct_ops map of one congestion control.
@@ -90,7 +91,7 @@ func (s *Spec) Load(mapNames ...string) (_ *Object, err error) {
 			return nil, fmt.Errorf("map %q: %w", m.Map, permission("", err, loading...))
 		}
 	}
-	if err := r.pin(obj.coll); err != nil {
+	if err := r.pin(obj, obj.coll); err != nil {
 		obj.Close()
 		return nil, err
 	}

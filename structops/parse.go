@@ -55,7 +55,7 @@ type Ops struct {
 // without each other.
 func (s *Spec) Copy() *Spec {
 	c := *s
-	c.Warnings = slices.Clone(s.Warnings)
+	c.Warnings, c.set = slices.Clone(s.Warnings), maps.Clone(s.set)
 	c.Ops = nil
 	for _, o := range s.Ops {
 		ops := *o

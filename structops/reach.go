@@ -240,13 +240,19 @@ func (r *reached) reuse() error {
 	return nil
 }
 
+// PinnedMaps are the names of the maps that are pinned by them.
+func (o *Object) PinnedMaps() []string { return o.byName }
+
 // pin pins those that were not there.
-func (r *reached) pin(coll *ebpf.Collection) error {
+func (r *reached) pin(o *Object, coll *ebpf.Collection) error {
 	if r.spec.MapPins == nil {
 		return nil
 	}
-	for name := range r.Maps {
-		if r.reused[name] != nil || !r.spec.byName(name) {
+	for _, name := range slices.Sorted(maps.Keys(r.Maps)) {
+		if !r.spec.byName(name) {
+			continue
+		}
+		if o.byName = append(o.byName, name); r.reused[name] != nil {
 			continue
 		}
 		if err := r.spec.MapPins.Pin(name, coll.Maps[name]); err != nil {

@@ -73,6 +73,9 @@ The catalogue: ` + catalogue(),
 					a.printf(", link %d", r.LinkID)
 				}
 				a.printf("), pinned at %s\n", r.Pin)
+				if len(r.MapPins) > 0 {
+					a.printf("maps pinned by name: %s\n", strings.Join(r.MapPins, ", "))
+				}
 			})
 			switch {
 			case a.json:
@@ -88,6 +91,7 @@ The catalogue: ` + catalogue(),
 	f.StringVar(&o.Map, "map", "", "which (`M`) of several congestion controls in the file, by its variable")
 	f.StringVar(&o.Name, "as", "", "register it under another `NAME`")
 	f.StringArrayVar(&set, "set", nil, "set a tunable, `K=V`; may be repeated")
+	f.StringVar(&o.MapPins, "map-pins", "", "`DIR` on bpffs of maps that the object pins by name, which stay there (default ccload's own)")
 	f.BoolVar(&o.Allow, "allow", false, "let unprivileged sockets and other network namespaces choose it")
 	f.BoolVar(&def, "default", false, "make it the default of this network namespace")
 	f.BoolVar(&log, "log", false, "when the verifier refuses it, print its whole log")
@@ -180,24 +184,29 @@ func readFile(verb, path string) ([]byte, error) {
 }
 
 func parseFile(verb, path string, obj []byte, settings map[string]string) (*structops.Spec, error) {
-	fail := func(err error) (*structops.Spec, error) {
-		return nil, fmt.Errorf("%s %q: %w", verb, path, err)
-	}
 	spec, err := structops.Parse(obj)
 	if err != nil {
-		return fail(err)
+		return nil, fmt.Errorf("%s %q: %w", verb, path, err)
 	}
+	return spec, settle(verb, path, spec, settings)
+}
+
+// settle sets tunables of an object that is not of the catalogue.
+func settle(verb, what string, spec *structops.Spec, settings map[string]string) error {
 	for k, v := range settings {
-		if err := spec.Set(k, v); err != nil {
-			if errors.Is(err, structops.ErrNotFound) {
-				var names []string
-				for _, p := range spec.Params() {
-					names = append(names, p.Name)
-				}
-				err = hinted{err, didYouMean(registry.Nearest(k, names), "")}
-			}
-			return fail(err)
+		err := spec.Set(k, v)
+		if err == nil {
+			continue
 		}
+		err = fmt.Errorf("%s %q: %w", verb, what, err)
+		if errors.Is(err, structops.ErrNotFound) {
+			var names []string
+			for _, p := range spec.Params() {
+				names = append(names, p.Name)
+			}
+			err = hinted{err, didYouMean(registry.Nearest(k, names), "")}
+		}
+		return err
 	}
-	return spec, nil
+	return nil
 }

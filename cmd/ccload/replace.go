@@ -6,8 +6,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 
 	"ccload/cc"
@@ -28,14 +26,16 @@ func (a *app) replace() *cobra.Command {
 connections get the new code, also in the network namespaces that have the name as
 their default. Open ones go on with the old, unless --migrate moves them.
 
-Without FILE.o the code is the catalogue's, with the tunables as they are now but for
-those that --set names. If anything fails the old code serves on.`,
+Tunables that were set keep their values, but for those that --set names and those
+that the new code has not. Without FILE.o the code is the same, or what the catalogue
+has of it now: so --set changes tunables that are fixed while it runs. If anything
+fails the old code serves on.`,
 		Example: `  ccload replace bpf_cubic --set c=0.6
   ccload replace mine mine-2.bpf.o --migrate`,
 		Args:              cobra.RangeArgs(1, 2),
 		ValidArgsFunction: replaceable,
 		RunE: func(_ *cobra.Command, args []string) error {
-			spec, err := replacement(args, set, &o)
+			spec, alg, err := replacement(args, set, &o)
 			if err != nil {
 				return err
 			}
@@ -49,6 +49,13 @@ those that --set names. If anything fails the old code serves on.`,
 			a.warn(r.Warnings)
 			return a.print(r, func() {
 				a.printf("replaced %s (map %d, before %d)\n", r.Name, r.MapID, r.Before)
+				if len(r.Kept) > 0 {
+					var kept []string
+					for _, k := range r.Kept {
+						kept = append(kept, k.Name+"="+format(alg, k.Name, k.After))
+					}
+					a.printf("tunables that keep their values: %s\n", strings.Join(kept, " "))
+				}
 				if len(r.Namespaces) > 0 {
 					a.printf("it is the default, and new connections get the new code, in network namespaces: %s\n", strings.Join(r.Namespaces, ", "))
 				}
@@ -61,6 +68,7 @@ those that --set names. If anything fails the old code serves on.`,
 	f := cmd.Flags()
 	f.StringVar(&o.Map, "map", "", "which (`M`) of several congestion controls in the file, by its variable")
 	f.StringArrayVar(&set, "set", nil, "set a tunable, `K=V`; may be repeated")
+	f.StringVar(&o.MapPins, "map-pins", "", "`DIR` on bpffs of maps that the object pins by name (default ccload's own)")
 	f.BoolVar(&o.Migrate, "migrate", false, "give open sockets the new code, too; they keep their window")
 	f.BoolVar(&log, "log", false, "when the verifier refuses it, print its whole log")
 	cmd.RegisterFlagCompletionFunc("set", settings)
@@ -76,40 +84,54 @@ func replaceable(cmd *cobra.Command, args []string, typed string) ([]cobra.Compl
 	return objects(cmd, args[1:], typed)
 }
 
-// replacement is the object that is to take a name's place.
-func replacement(args, set []string, o *registry.ReplaceOptions) (*structops.Spec, error) {
+// replacement is the object that is to take a name's place, and which of the
+// catalogue's it is, if any.
+func replacement(args, set []string, o *registry.ReplaceOptions) (*structops.Spec, *cc.Algorithm, error) {
+	o.Keep = true
 	if len(args) == 2 {
-		if alg := cc.Lookup(args[1]); alg != nil && o.Map == "" {
+		alg := cc.Lookup(args[1])
+		if alg != nil && o.Map == "" {
 			o.Map = alg.Name
 		}
-		return parse("replace", args[1], set)
-	}
-	d, _, err := registry.Lookup(args[0])
-	if err != nil {
-		return nil, err
-	}
-	alg := algorithm(d)
-	if alg == nil {
-		return nil, hinted{fmt.Errorf("replace %q: it is not of the catalogue (%s)", args[0], catalogue()), "ccload replace " + args[0] + " FILE.o"}
-	}
-	o.Map = cmp.Or(o.Map, alg.Name)
-	spec, err := parse("replace", alg.Name, set)
-	if err != nil {
-		return nil, err
+		spec, err := parse("replace", args[1], set)
+		return spec, alg, err
 	}
 	wanted, err := splitSettings(set)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	for _, k := range slices.Sorted(maps.Keys(d.Params)) {
-		if _, given := wanted[k]; given || alg.Tunable(k) == nil {
+	d, _, err := registry.Lookup(args[0])
+	if err != nil {
+		return nil, nil, err
+	}
+	spec, ops, known := d.Object()
+	alg := algorithm(d)
+	if alg == nil {
+		if errors.Is(known, structops.ErrNotFound) {
+			return nil, nil, hinted{fmt.Errorf("replace %q: it is not of the catalogue (%s), and its object is not known", args[0], catalogue()),
+				"ccload replace " + args[0] + " FILE.o"}
+		}
+		if known != nil {
+			return nil, nil, fmt.Errorf("replace %q: %w", args[0], known)
+		}
+		o.Map = cmp.Or(o.Map, ops.Map)
+		return spec, nil, settle("replace", args[0], spec, wanted)
+	}
+	o.Map = cmp.Or(o.Map, alg.Name)
+	if spec, err = parse("replace", alg.Name, set); err != nil || known == nil {
+		return spec, alg, err
+	}
+	// An earlier ccload has registered it: what was set is not known, but what it is now.
+	for _, t := range alg.Tunables {
+		v, _ := number(d.Params[t.Name])
+		if _, given := wanted[t.Name]; given || v == t.Default {
 			continue
 		}
-		if err := spec.Set(k, d.Params[k]); err != nil {
-			return nil, err
+		if err := spec.Set(t.Name, d.Params[t.Name]); err != nil {
+			return nil, nil, err
 		}
 	}
-	return spec, nil
+	return spec, alg, nil
 }
 
 // algorithm is what of the catalogue has a name; nil: something else.

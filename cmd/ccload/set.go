@@ -58,6 +58,13 @@ others are set by ccload replace NAME --set.`,
 				}
 				return hinted{err, "ccload replace " + args[0] + " " + strings.Join(all, " ")}
 			}
+			if errors.Is(err, structops.ErrNotFound) && alg == nil {
+				for k := range wanted {
+					if _, there := d.Params[k]; !there {
+						return hinted{err, didYouMean(registry.Nearest(k, slices.Collect(maps.Keys(d.Params))), "")}
+					}
+				}
+			}
 			if err != nil {
 				return err
 			}

@@ -37,6 +37,9 @@ type tuned struct {
 	Doc     string `json:"doc"`
 }
 
+// settableAt says when a tunable may be set, by whether that is also while it runs.
+var settableAt = map[bool]string{true: "any time", false: "at load"}
+
 // private is the state that an algorithm keeps in each socket.
 type private struct {
 	Type   string   `json:"type"`
@@ -167,14 +170,24 @@ func (a *app) showText(s *shown) {
 			if unit != "" {
 				unit = " " + unit
 			}
-			w.row("  "+t.Name, t.Value+unit, t.Default, t.Min+" to "+t.Max, map[bool]string{true: "any time", false: "at load"}[t.Running], t.Doc)
+			w.row("  "+t.Name, t.Value+unit, t.Default, t.Min+" to "+t.Max, settableAt[t.Running], t.Doc)
 		}
 		w.Flush()
 	case len(s.Params) > 0:
-		a.printf("\nparameters\n")
+		a.printf("\ntunables\n")
 		w := a.table()
+		w.row("  NAME", "VALUE", "SET", "WAS SET")
 		for _, k := range slices.Sorted(maps.Keys(s.Params)) {
-			w.row("  "+k, fmt.Sprint(s.Params[k]))
+			w.row("  "+k, fmt.Sprint(s.Params[k]), settableAt[slices.Contains(s.Running, k)], map[bool]string{true: "yes", false: "no"}[slices.Contains(s.Set, k)])
+		}
+		w.Flush()
+	}
+	if len(s.Maps) > 0 {
+		a.printf("\nmaps that are pinned\n")
+		w := a.table()
+		w.row("  NAME", "TYPE", "ID", "PIN")
+		for _, m := range s.Maps {
+			w.row("  "+m.Name, m.Type, id(m.ID), strings.Join(m.Pins, ", "))
 		}
 		w.Flush()
 	}

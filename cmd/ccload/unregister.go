@@ -39,6 +39,9 @@ its pins. Sockets that run it go on until they close.`,
 					a.printf("; %s is selected instead for %s", o.Reset, strings.Join(u.Moved, ", "))
 				}
 				a.printf("\n")
+				if len(u.Left) > 0 {
+					a.printf("maps that it used stay pinned at %s\n", strings.Join(u.Left, ", "))
+				}
 			})
 		},
 	})

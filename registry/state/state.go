@@ -100,6 +100,7 @@ func (p *Plan) register(n *Name, from Source) error {
 	if err != nil {
 		return fmt.Errorf("register %q: %w", n.Name, err)
 	}
+	ops.Name = n.Name
 	now, _, err := registry.Lookup(n.Name)
 	if _, missing := errors.AsType[*registry.NotFoundError](err); missing {
 		p.add("register", n.Name, "", n.describe(), func() ([]string, error) {
@@ -125,6 +126,7 @@ func (p *Plan) register(n *Name, from Source) error {
 	for _, t := range spec.Params() {
 		switch {
 		case reflect.DeepEqual(t.Value, now.Params[t.Name]):
+		case t.Running && !spec.IsSet(t.Name) && !slices.Contains(now.Set, t.Name): // its programs have changed it
 		case t.Running:
 			running[t.Name] = t.Value
 		default:
