@@ -220,7 +220,7 @@ func BenchmarkPerAck(b *testing.B) {
 					b.Fatal(err)
 				}
 				defer ack.Close()
-				x := &experiment{out: w, seen: map[trace.Source]map[int32]*seen{trace.Ack: {1: newSeen()}}}
+				x := &experiment{out: w, seen: map[int32]*seen{1: newSeen()}}
 				start := time.Now()
 				ack.Start(sampler.Target{Flows: map[uint16]int32{benchPort: 1}, Sink: x.sample})
 				v := bulk()
@@ -229,7 +229,7 @@ func BenchmarkPerAck(b *testing.B) {
 					b.Fatal(err)
 				}
 				took += time.Since(start)
-				samples += x.seen[trace.Ack][1].n
+				samples += x.seen[1].sampled.Ack
 				lost += l
 				return v
 			}

@@ -5,6 +5,7 @@ package harness
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	"ccload/harness/link"
 	"ccload/harness/trace"
@@ -20,6 +21,7 @@ const (
 	maxBurst                 = 65535      // segments
 	maxFlows                 = 1000
 	maxDuration              = 86400.0 // s
+	maxJitter                = 3600.0  // s
 	minInterval, maxInterval = 1e-3, 60.0
 )
 
@@ -29,12 +31,14 @@ const (
 //
 //	Link.Kind      auto, from which Run makes another; see link.Choose
 //	Link.MTU       1500
-//	Link.Buffer    of Link.BufferBDP, which is 1 by default; at least one packet.
-//	               If both are set, Buffer counts
+//	Link.Buffer    of Link.BufferBDP, rounded, or of Link.BufferBytes, rounded down; at
+//	               least one packet. By default it is 1 BDP. If it is set, it counts
 //	Duration       20 s
 //	Interval       10 ms
 //	Flow.ID        1, 2, … if none has one
 //	Flow.Duration  to the end of the experiment
+//
+// What is not as it was asked for, by more than 1 %, is added to Rounded.
 //
 // The bounds: rates from 10 kbit/s to 10 Gbit/s, an RTT of at most 10 s, at most
 // 2^20 packets of buffer, MTUs from 576 to 9000, 1 to 1000 flows, at most a day,
@@ -79,15 +83,30 @@ func Defaults(e trace.Experiment) (trace.Experiment, error) {
 		return fail("bursts of %d segments: from 1 to %d, or 0 for as TCP likes", l.Burst, maxBurst)
 	}
 	bdp := l.Rate * l.RTT / 8 / float64(l.MTU) // packets
-	if l.Buffer == 0 {
+	switch {
+	case l.Buffer == 0 && l.BufferBytes != 0:
+		packets := l.BufferBytes / float64(l.MTU)
+		if !within(packets, 0, maxBuffer) {
+			return fail("buffer of %g bytes: more than 0 and at most %d packets of %d bytes", l.BufferBytes, maxBuffer, l.MTU)
+		}
+		l.Buffer = max(1, int(packets))
+		if off(float64(l.Buffer), packets) {
+			rounded(&e, "buffer: %g bytes were asked for, %.3g packets: it is %s of %d bytes", l.BufferBytes, packets, counted(l.Buffer, "packet"), l.MTU)
+		}
+	case l.Buffer == 0:
 		if l.BufferBDP == 0 {
 			l.BufferBDP = 1
 		}
-		if !within(l.BufferBDP, 0, math.MaxFloat64) || l.BufferBDP*bdp > maxBuffer {
+		packets := l.BufferBDP * bdp
+		if !within(l.BufferBDP, 0, math.MaxFloat64) || packets > maxBuffer {
 			return fail("buffer of %g BDP: more than 0 and at most %d packets (a BDP is %.1f)", l.BufferBDP, maxBuffer, bdp)
 		}
-		l.Buffer = max(1, int(math.Round(l.BufferBDP*bdp)))
-	} else {
+		l.Buffer = max(1, int(math.Round(packets)))
+		if off(float64(l.Buffer), packets) {
+			rounded(&e, "buffer: %g BDP was asked for, %.3g packets: it is %s", l.BufferBDP, packets, counted(l.Buffer, "packet"))
+		}
+	}
+	if l.BufferBytes != 0 || l.BufferBDP == 0 || off(float64(l.Buffer), l.BufferBDP*bdp) {
 		l.BufferBDP = 0 // what it is of a link without a delay
 		if bdp > 0 {
 			l.BufferBDP = float64(l.Buffer) / bdp
@@ -110,6 +129,9 @@ func Defaults(e trace.Experiment) (trace.Experiment, error) {
 	if l.ECN < 0 {
 		return fail("marking when more than %d packets wait: from 1, or 0 for none", l.ECN)
 	}
+	if l.ECN > 0 && l.ECN+1 >= l.Buffer {
+		rounded(&e, "ecn: marking above %s was asked for, and the buffer holds %d: nothing will be marked", counted(l.ECN, "packet"), l.Buffer)
+	}
 
 	if e.Duration == 0 {
 		e.Duration = 20
@@ -122,6 +144,9 @@ func Defaults(e trace.Experiment) (trace.Experiment, error) {
 	}
 	if !within(e.Interval, minInterval, maxInterval) {
 		return fail("sampling interval of %g s: from %g to %g s", e.Interval, minInterval, maxInterval)
+	}
+	if !within(e.Jitter, 0, maxJitter) {
+		return fail("jitter of %g s: from 0 to %g s", e.Jitter, maxJitter)
 	}
 
 	if len(e.Flows) < 1 || len(e.Flows) > maxFlows {
@@ -163,6 +188,25 @@ func Defaults(e trace.Experiment) (trace.Experiment, error) {
 		}
 	}
 	return e, nil
+}
+
+// off says whether a value is another than what was asked for: by more than the
+// rounding that nobody minds.
+func off(is, asked float64) bool { return math.Abs(is-asked) > 0.01*asked }
+
+// rounded notes that something is not as it was asked for, once.
+func rounded(e *trace.Experiment, format string, args ...any) {
+	if s := fmt.Sprintf(format, args...); !slices.Contains(e.Rounded, s) {
+		e.Rounded = append(slices.Clip(e.Rounded), s)
+	}
+}
+
+// counted is a number of things.
+func counted(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
 }
 
 // within is false for what is not a number.

@@ -37,7 +37,7 @@ func TestDefaults(t *testing.T) {
 		t.Error("the caller's flows were changed")
 	}
 	again, err := Defaults(e)
-	if err != nil || again.Link.Buffer != 67 || !reflect.DeepEqual(again.Flows, e.Flows) {
+	if err != nil || again.Link != e.Link || !reflect.DeepEqual(again.Flows, e.Flows) {
 		t.Errorf("once more: %+v, %v", again, err)
 	}
 
@@ -48,9 +48,10 @@ func TestDefaults(t *testing.T) {
 	}{
 		"two BDP":       {trace.Link{Rate: 12e6, RTT: 0.1, BufferBDP: 2}, 200, 2},
 		"packets":       {trace.Link{Rate: 12e6, RTT: 0.1, Buffer: 50}, 50, 0.5},
-		"at least one":  {trace.Link{Rate: 12e6, RTT: 0.1, BufferBDP: 1e-6}, 1, 1e-6},
+		"at least one":  {trace.Link{Rate: 12e6, RTT: 0.1, BufferBDP: 1e-6}, 1, 0.01},
 		"no delay":      {trace.Link{Rate: 12e6, Buffer: 50}, 50, 0},
-		"nor a buffer":  {trace.Link{Rate: 12e6}, 1, 1},
+		"nor a buffer":  {trace.Link{Rate: 12e6}, 1, 0},
+		"bytes":         {trace.Link{Rate: 12e6, RTT: 0.1, BufferBytes: 4500}, 3, 0.03},
 		"smaller MTU":   {trace.Link{Rate: 12e6, RTT: 0.1, MTU: 750}, 200, 1},
 		"packets count": {trace.Link{Rate: 12e6, RTT: 0.1, Buffer: 50, BufferBDP: 7}, 50, 0.5},
 	} {
@@ -58,6 +59,34 @@ func TestDefaults(t *testing.T) {
 		e.Link = c.link
 		if got, err := Defaults(e); err != nil || got.Link.Buffer != c.packets || got.Link.BufferBDP != c.bdp {
 			t.Errorf("%s: %d packets, %g BDP, %v; want %d, %g", name, got.Link.Buffer, got.Link.BufferBDP, err, c.packets, c.bdp)
+		}
+	}
+}
+
+// What is not as it was asked for is told with both values, and once.
+func TestRounded(t *testing.T) {
+	for name, c := range map[string]struct {
+		link trace.Link
+		want string
+	}{
+		"whole":             {trace.Link{Rate: 12e6, RTT: 0.1}, ""},
+		"within 1 %":        {trace.Link{Rate: 20e6, RTT: 0.04}, ""}, // 66.67 packets
+		"a part of one":     {trace.Link{Rate: 20e6, RTT: 50e-6}, "buffer: 1 BDP was asked for, 0.0833 packets: it is 1 packet"},
+		"two and a half":    {trace.Link{Rate: 12e6, RTT: 0.1, BufferBDP: 0.025}, "buffer: 0.025 BDP was asked for, 2.5 packets: it is 3 packets"},
+		"bytes, whole":      {trace.Link{Rate: 12e6, RTT: 0.1, BufferBytes: 150_000}, ""},
+		"bytes":             {trace.Link{Rate: 12e6, RTT: 0.1, BufferBytes: 700}, "buffer: 700 bytes were asked for, 0.467 packets: it is 1 packet of 1500 bytes"},
+		"bytes, a part off": {trace.Link{Rate: 12e6, RTT: 0.1, BufferBytes: 4000}, "buffer: 4000 bytes were asked for, 2.67 packets: it is 2 packets of 1500 bytes"},
+		"no mark":           {trace.Link{Rate: 12e6, RTT: 0.1, Buffer: 20, ECN: 19}, "ecn: marking above 19 packets was asked for, and the buffer holds 20: nothing will be marked"},
+		"a mark":            {trace.Link{Rate: 12e6, RTT: 0.1, Buffer: 20, ECN: 18}, ""},
+	} {
+		e := valid()
+		e.Link = c.link
+		e, err := Defaults(e)
+		if err == nil {
+			e, err = Defaults(e)
+		}
+		if got := strings.Join(e.Rounded, "; "); err != nil || got != c.want {
+			t.Errorf("%s: %q, %v; want %q", name, got, err, c.want)
 		}
 	}
 }
@@ -89,6 +118,8 @@ func TestDefaultsRefuses(t *testing.T) {
 		"cannot mark":               func(e *trace.Experiment) { e.Link.Kind, e.Link.ECN = "netem", 9 },
 		"duration of -1 s":          func(e *trace.Experiment) { e.Duration = -1 },
 		"duration of 100000 s":      func(e *trace.Experiment) { e.Duration = 1e5 },
+		"jitter of -2 s":            func(e *trace.Experiment) { e.Jitter = -2 },
+		"buffer of 1e+12 bytes":     func(e *trace.Experiment) { e.Link.BufferBytes = 1e12 },
 		"interval of 0.0001 s":      func(e *trace.Experiment) { e.Interval = 1e-4 },
 		"0 flows":                   func(e *trace.Experiment) { e.Flows = nil },
 		"1001 flows":                func(e *trace.Experiment) { e.Flows = make([]trace.Flow, 1001) },

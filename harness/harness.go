@@ -15,10 +15,11 @@ package harness
 
 import (
 	"context"
-	"crypto/rand"
+	crand "crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"runtime"
@@ -86,6 +87,9 @@ func Run(ctx context.Context, e trace.Experiment, opt Options) (*trace.Run, erro
 	if err := Fits(Memory(e)); err != nil {
 		return nil, err
 	}
+	for _, line := range link.Rounded(e.Link) {
+		rounded(&e, "%s", line)
+	}
 	one.Lock()
 	defer one.Unlock()
 
@@ -152,14 +156,16 @@ type experiment struct {
 
 	start   int64 // ns: time 0
 	ran     time.Duration
+	starts  []time.Duration // of the flows, since time 0
 	results []flow.Result
 	end     *link.End
+	machine *machine
 
 	progress func(elapsed, total time.Duration)
 	cancel   context.CancelCauseFunc
 
 	mu      sync.Mutex
-	seen    map[trace.Source]map[int32]*seen
+	seen    map[int32]*seen
 	failure error // of writing what was seen
 }
 
@@ -173,6 +179,8 @@ const (
 type emulated interface {
 	Now() int64
 	Begin(start int64, seed uint64, every time.Duration, rows chan<- []trace.LinkSample) error
+	Threads() []int
+	Unseen() (uint64, error)
 	Finish(at int64) (*link.End, error)
 	Offloads() (map[string]bool, error)
 	Close() error
@@ -191,7 +199,7 @@ func setUp(e trace.Experiment, opt Options) (_ *experiment, err error) {
 	x := &experiment{Experiment: e, progress: opt.Progress, run: &trace.Run{
 		Format: trace.Format, Dir: opt.Dir, Seed: e.Seed, Experiment: e,
 		Objects: opt.Objects, Versions: opt.Versions,
-		Link: trace.LinkResult{Link: e.Link}, Checks: []trace.Check{}, Warnings: []string{},
+		Link: trace.LinkResult{Link: e.Link}, Checks: []trace.Check{}, Warnings: append([]string{}, e.Rounded...),
 	}}
 	defer func() {
 		if err != nil {
@@ -214,7 +222,7 @@ func setUp(e trace.Experiment, opt Options) (_ *experiment, err error) {
 		return nil, err
 	}
 	var id [3]byte
-	rand.Read(id[:])
+	crand.Read(id[:])
 	if x.link, err = open(x.sender, x.receiver, hex.EncodeToString(id[:]), e.Link); err != nil {
 		return nil, err
 	}
@@ -240,6 +248,8 @@ func setUp(e trace.Experiment, opt Options) (_ *experiment, err error) {
 		if x.ack, err = sampler.OpenAck(x.sender, x.from(0).Port(), x.from(len(e.Flows)-1).Port(), opt.Ring); err != nil {
 			x.warn("%v; there are samples at the interval only", err)
 			x.ack = nil
+		} else {
+			x.run.Warnings = append(x.run.Warnings, x.ack.Warnings...)
 		}
 	}
 	return x, nil
@@ -283,15 +293,13 @@ func (x *experiment) close() {
 }
 
 // send lets the flows run and collects what there is to see.
-func (x *experiment) send(ctx context.Context) error {
-	x.seen = map[trace.Source]map[int32]*seen{trace.Diag: {}, trace.Ack: {}}
+func (x *experiment) send(ctx context.Context) (err error) {
+	x.seen = map[int32]*seen{}
 	t := sampler.Target{Flows: map[uint16]int32{}, Sink: x.sample}
 	peers := map[uint16]netip.AddrPort{}
 	for i, f := range x.Flows {
 		t.Flows[x.from(i).Port()], peers[x.from(i).Port()] = int32(f.ID), x.to(i)
-		for _, of := range x.seen {
-			of[int32(f.ID)] = newSeen()
-		}
+		x.seen[int32(f.ID)] = newSeen()
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -311,9 +319,13 @@ func (x *experiment) send(ctx context.Context) error {
 	begun := time.Now()
 	x.start = x.link.Now()
 	t.Start = x.start
-	if err := x.link.Begin(x.start, x.Seed, rowInterval(x.Duration), rows); err != nil {
+	if x.machine, err = watchMachine(x); err != nil {
 		close(rows)
 		return err
+	}
+	if err = x.link.Begin(x.start, x.Seed, rowInterval(x.Duration), rows); err != nil {
+		close(rows)
+		return errors.Join(err, x.machine.close())
 	}
 	x.diag.Start(t, link.SenderAddr, peers, seconds(x.Interval), x.link.Now)
 	if x.ack != nil {
@@ -322,14 +334,16 @@ func (x *experiment) send(ctx context.Context) error {
 
 	errs := make([]error, len(x.Flows))
 	x.results = make([]flow.Result, len(x.Flows))
+	x.starts = startTimes(x.Experiment)
 	var flows sync.WaitGroup
 	for i, f := range x.Flows {
 		flows.Go(func() {
 			select {
-			case <-time.After(time.Until(begun.Add(seconds(f.Start)))):
+			case <-time.After(time.Until(begun.Add(x.starts[i]))):
 			case <-ctx.Done():
 				return
 			}
+			x.starts[i] = time.Since(begun)
 			if x.results[i], errs[i] = x.senders[i].Send(ctx, x.to(i), flow.Load{Duration: seconds(f.Duration), Bytes: f.Bytes, Rate: f.Rate}); errs[i] != nil {
 				cancel(errs[i])
 			}
@@ -342,19 +356,30 @@ func (x *experiment) send(ctx context.Context) error {
 	x.ran = time.Duration(at - x.start)
 	x.run.Incomplete = ctx.Err() != nil
 
-	errs = append(errs, x.diag.Close())
+	errs = append(errs, x.machine.close(), x.diag.Close())
 	if x.ack != nil {
 		lost, err := x.ack.Close()
 		x.run.Sampling.Lost = lost
 		errs = append(errs, err)
 	}
-	var err error
 	if x.end, err = x.link.Finish(at); err != nil {
 		close(rows)
 	}
 	<-written
 	return errors.Join(append(errs, err, x.failure)...)
 }
+
+// startTimes are those of the flows, each put off by its jitter. What that is does
+// not hang on what else comes from the seed: the link's losses are another stream.
+func startTimes(e trace.Experiment) (starts []time.Duration) {
+	rnd := rand.New(rand.NewPCG(e.Seed, jitterStream))
+	for _, f := range e.Flows {
+		starts = append(starts, seconds(f.Start+e.Jitter*rnd.Float64()))
+	}
+	return starts
+}
+
+const jitterStream = 0x6a697474657273 // "jitters": any number but the link's
 
 // watch waits until all flows are over and tells how far they are.
 func (x *experiment) watch(over <-chan struct{}, begun time.Time) {
@@ -377,7 +402,7 @@ func (x *experiment) sample(s trace.Sample) {
 	x.wrote(x.out.Sample(s))
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.seen[s.Source][s.Flow].add(s)
+	x.seen[s.Flow].add(s)
 }
 
 // wrote notes the first error of writing and ends the run for it: what cannot be

@@ -8,28 +8,37 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"ccload/harness/link"
 	"ccload/harness/trace"
 	"ccload/internal/inetdiag"
 	"ccload/internal/kerneltest"
 	"ccload/internal/netns"
 )
 
-// childDir tells the test binary that it is the child of a test that kills it, and
-// where its results go; childKind, what its link is to be.
+// childDir tells the test binary that it is the child of a test that kills or stops it,
+// and where its results go; childKind, what its link is to be, and childTime how long
+// it runs, in s.
 const (
 	childDir  = "CCLOAD_TEST_KILL"
 	childKind = "CCLOAD_TEST_KILL_KIND"
+	childTime = "CCLOAD_TEST_KILL_TIME"
 )
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childDir); dir != "" {
-		e := trace.Experiment{Link: trace.Link{Kind: os.Getenv(childKind), Rate: 20e6, RTT: 0.02}, Flows: flows("cubic"), Duration: 60, PerAck: true}
-		_, err := Run(context.Background(), e, Options{Dir: dir})
+		duration, err := strconv.ParseFloat(os.Getenv(childTime), 64)
+		if err != nil {
+			panic(err)
+		}
+		e := trace.Experiment{Link: trace.Link{Kind: os.Getenv(childKind), Rate: 20e6, RTT: 0.02}, Flows: flows("cubic"), Duration: duration, PerAck: true}
+		_, err = Run(context.Background(), e, Options{Dir: dir})
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -40,7 +49,7 @@ func TestMain(m *testing.M) {
 // connection, and its results say that they are not whole.
 func TestKill(t *testing.T) {
 	kerneltest.Privileged(t)
-	cmd, dir := child(t, "")
+	cmd, dir := child(t, "", 60)
 	children := map[string]*netns.NS{} // by the child's descriptors
 	for path := range descriptors(t, cmd.Process.Pid) {
 		ns, err := netns.Open(path)
@@ -109,7 +118,7 @@ func sockets(t *testing.T, ns *netns.NS) (n int) {
 }
 
 // child starts a run in a process of its own and returns once it sends.
-func child(t *testing.T, kind string) (cmd *exec.Cmd, dir string) {
+func child(t *testing.T, kind string, seconds float64) (cmd *exec.Cmd, dir string) {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
@@ -117,7 +126,7 @@ func child(t *testing.T, kind string) (cmd *exec.Cmd, dir string) {
 	}
 	dir = filepath.Join(t.TempDir(), "result")
 	cmd = exec.Command(exe)
-	cmd.Env = append(os.Environ(), childDir+"="+dir, childKind+"="+kind)
+	cmd.Env = append(os.Environ(), childDir+"="+dir, childKind+"="+kind, fmt.Sprint(childTime, "=", seconds))
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
@@ -165,4 +174,46 @@ func devices(t *testing.T, ns *netns.NS) (list string) {
 		t.Fatal(err)
 	}
 	return list
+}
+
+// A run whose process stood still for a while says when, and does not pass: not by its
+// median, which a stop of a part of the time leaves as it is.
+func TestStopped(t *testing.T) {
+	kerneltest.Privileged(t)
+	for _, kind := range []string{link.Userspace, link.Netem} {
+		t.Run(kind, func(t *testing.T) {
+			if kind == link.Netem {
+				if err := link.HasNetem(); err != nil {
+					t.Skip(err)
+				}
+			}
+			cmd, dir := child(t, kind, 4)
+			time.Sleep(time.Second)
+			const stop = 1200 * time.Millisecond
+			cmd.Process.Signal(syscall.SIGSTOP)
+			time.Sleep(stop)
+			cmd.Process.Signal(syscall.SIGCONT)
+			cmd.Wait()
+			res, err := trace.Open(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := res.Run
+			failed := slices.ContainsFunc(r.Checks, func(c trace.Check) bool { return c.Name == "seconds spoiled by the machine" && !c.OK })
+			var seconds []int
+			var longest, latest float64
+			for _, d := range r.Disturbances {
+				longest, latest = max(longest, d.Gap), max(latest, d.LatenessMax)
+				if d.Gap > 0.9*stop.Seconds() {
+					seconds = append(seconds, d.Second)
+				}
+			}
+			if !failed || longest < 0.9*stop.Seconds() || len(seconds) < 2 || kind == link.Userspace && latest < 0.9*stop.Seconds() {
+				t.Errorf("check failed: %v, no run for %g s, packets %g s late, in the seconds %v of %+v", failed, longest, latest, seconds, r.Disturbances)
+			}
+			if l := r.Link.Lateness; l != nil && (l.P50 > l.P99 || l.P99 > l.Max) {
+				t.Errorf("lateness %+v", l)
+			}
+		})
+	}
 }

@@ -85,7 +85,7 @@ func TestKillNetem(t *testing.T) {
 	if err := link.HasNetem(); err != nil {
 		t.Skip(err)
 	}
-	cmd, _ := child(t, link.Netem)
+	cmd, _ := child(t, link.Netem, 60)
 	var end *netns.NS
 	n := 0
 	for path := range descriptors(t, cmd.Process.Pid) {

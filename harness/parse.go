@@ -67,32 +67,32 @@ func ParseTime(s string) (seconds float64, err error) {
 }
 
 // ParseBuffer reads the size of a buffer: in bandwidth-delay products (1bdp),
-// in packets (100p) or in bytes (64kb), which are rounded down to packets of one
-// MTU, but to no less than one. One of the two results is not zero: which
-// member of trace.Link it belongs to.
-func ParseBuffer(s string, mtu int) (packets int, bdp float64, err error) {
+// in packets (100p) or in bytes (64kb). One of the results is not zero: which
+// member of trace.Link it belongs to. Defaults makes packets of the others.
+func ParseBuffer(s string) (packets int, bdp, bytes float64, err error) {
 	v, unit, err := number("buffer", s)
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	if _, err := positive("buffer", s, v); err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	size, known := map[string]float64{
 		"b": 1, "k": 1 << 10, "kb": 1 << 10, "m": 1 << 20, "mb": 1 << 20, "g": 1 << 30, "gb": 1 << 30,
 	}[unit]
 	switch {
 	case unit == "bdp":
-		return 0, v, nil
+		return 0, v, 0, nil
 	case unit == "p":
 		packets, err = whole("buffer", s, v)
-		return packets, 0, err
+		return packets, 0, 0, err
 	case known:
-		return int(min(max(1, math.Floor(v*size/float64(mtu))), math.MaxInt32)), 0, nil
+		bytes, err = positive("buffer", s, v*size)
+		return 0, 0, bytes, err
 	case unit == "":
-		return 0, 0, fmt.Errorf("buffer %q: which unit? say %[1]sbdp, %[1]sp or %[1]skb", s)
+		return 0, 0, 0, fmt.Errorf("buffer %q: which unit? say %[1]sbdp, %[1]sp or %[1]skb", s)
 	}
-	return 0, 0, fmt.Errorf("buffer %q: unknown unit %q: say bdp, p (packets), b, kb or mb", s, unit)
+	return 0, 0, 0, fmt.Errorf("buffer %q: unknown unit %q: say bdp, p (packets), b, kb or mb", s, unit)
 }
 
 // ParseMTU reads the size of the link's packets, in bytes.

@@ -84,17 +84,17 @@ func TestParseTime(t *testing.T) {
 
 func TestParseBuffer(t *testing.T) {
 	for in, want := range map[string]struct {
-		packets int
-		bdp     float64
+		packets    int
+		bdp, bytes float64
 	}{
-		"1bdp": {0, 1}, "0.5BDP": {0, 0.5}, "100p": {100, 0}, "64kb": {43, 0}, "1b": {1, 0}, "1500b": {1, 0}, "3000b": {2, 0}, "1mb": {699, 0},
+		"1bdp": {0, 1, 0}, "0.5BDP": {0, 0.5, 0}, "100p": {100, 0, 0}, "64kb": {0, 0, 65536}, "700b": {0, 0, 700}, "1mb": {0, 0, 1 << 20},
 	} {
-		if p, b, err := ParseBuffer(in, 1500); err != nil || p != want.packets || b != want.bdp {
-			t.Errorf("%q: %v, %v, %v; want %v", in, p, b, err, want)
+		if p, b, n, err := ParseBuffer(in); err != nil || p != want.packets || b != want.bdp || n != want.bytes {
+			t.Errorf("%q: %v, %v, %v, %v; want %v", in, p, b, n, err, want)
 		}
 	}
 	bad{"100": "say 100bdp, 100p", "0p": "out of range", "0bdp": "out of range", "1.5p": "whole number", "x": "not a number", "5q": "unknown unit"}.
-		check(t, func(s string) error { _, _, err := ParseBuffer(s, 1500); return err })
+		check(t, func(s string) error { _, _, _, err := ParseBuffer(s); return err })
 }
 
 func TestParseLoss(t *testing.T) {
@@ -129,8 +129,8 @@ func FuzzParse(f *testing.F) {
 		if v, err := ParseTime(s); err == nil && !(v >= 0 && v < math.Inf(1)) {
 			t.Errorf("time %q: %v", s, v)
 		}
-		if p, b, err := ParseBuffer(s, 1500); err == nil && !(p > 0 && b == 0 || p == 0 && b > 0 && b < math.Inf(1)) {
-			t.Errorf("buffer %q: %v, %v", s, p, b)
+		if p, b, n, err := ParseBuffer(s); err == nil && !(p > 0 && b == 0 && n == 0 || p == 0 && (b > 0) != (n > 0) && b+n < math.Inf(1)) {
+			t.Errorf("buffer %q: %v, %v, %v", s, p, b, n)
 		}
 		if l, err := ParseLoss(s); err == nil && !(l.Probability >= 0 && l.Probability < 1 && (l.Every == 0 || l.Every >= 2 && l.Probability == 0)) {
 			t.Errorf("loss %q: %+v", s, l)

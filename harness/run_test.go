@@ -89,7 +89,8 @@ func TestRun(t *testing.T) {
 		t.Errorf("buffer %d, incomplete %v, %d checks, %d calls of Progress", r.Link.Buffer, r.Incomplete, len(r.Checks), calls)
 	}
 	for _, c := range r.Checks {
-		if !c.OK && !strings.HasPrefix(c.Name, "link ") { // how exact the link is depends on how busy the machine is
+		// How exact the link is depends on how busy the machine is.
+		if !c.OK && !strings.HasPrefix(c.Name, "link ") && c.Name != "seconds spoiled by the machine" {
 			t.Errorf("check %+v", c)
 		}
 	}
@@ -206,7 +207,7 @@ func TestTwoFlows(t *testing.T) {
 	}
 	between(t, "bytes of both", float64(a.Bytes+b.Bytes)*8, 0.85*20e6*5, 20e6*5)
 	between(t, "duration of the second", b.Duration, 2.8, 3.2) // it ends on time, also when it begins late
-	if a.CC != "reno" || b.CC != "cubic" || b.Start != 1 || b.Bytes < 1e6 {
+	if a.CC != "reno" || b.CC != "cubic" || b.Start < 1 || b.Bytes < 1e6 {
 		t.Errorf("got %+v, %+v", a, b)
 	}
 	for _, s := range r.Samples {

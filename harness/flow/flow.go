@@ -111,6 +111,7 @@ type Result struct {
 	Duration    time.Duration // of the call of Send
 	Bytes       uint64        // payload that was acknowledged
 	Retransmits uint64        // segments
+	Timeouts    int           // of the retransmission timer, the handshake's included; 0 before Linux 6.7
 	Limited     float64       // share of the time when a buffer of a socket held the flow back, not the network
 	Connected   bool          // whether the handshake ended before the flow did
 }
@@ -159,8 +160,7 @@ func (s *Sender) send(ctx context.Context, to netip.AddrPort, load Load) (r Resu
 	over := func() bool { return ctx.Err() != nil || !time.Now().Before(end) }
 
 	if r.Connected, err = s.connect(to); err != nil || !r.Connected {
-		r.Duration = time.Since(start)
-		return r, err
+		return s.result(r, start, err)
 	}
 	if err := check(s.fd, s.cc); err != nil {
 		return r, err
@@ -198,7 +198,18 @@ func (s *Sender) send(ctx context.Context, to netip.AddrPort, load Load) (r Resu
 			return r, err
 		}
 	}
+	if r, err = s.result(r, start, nil); err != nil {
+		return r, err
+	}
+	return r, s.Close()
+}
+
+// result adds what the socket tells, unless there is an error already.
+func (s *Sender) result(r Result, start time.Time, err error) (Result, error) {
 	r.Duration = time.Since(start)
+	if err != nil {
+		return r, err
+	}
 	info, err := unix.GetsockoptTCPInfo(s.fd, unix.IPPROTO_TCP, unix.TCP_INFO)
 	if err != nil {
 		return r, fmt.Errorf("read tcp_info: %w", err)
@@ -206,11 +217,11 @@ func (s *Sender) send(ctx context.Context, to netip.AddrPort, load Load) (r Resu
 	if info.Bytes_acked > 0 {
 		r.Bytes = info.Bytes_acked - 1 // the SYN counts as one
 	}
-	r.Retransmits = uint64(info.Total_retrans)
+	r.Retransmits, r.Timeouts = uint64(info.Total_retrans), int(info.Total_rto)
 	if info.Busy_time > 0 {
 		r.Limited = float64(info.Rwnd_limited+info.Sndbuf_limited) / float64(info.Busy_time)
 	}
-	return r, s.Close()
+	return r, nil
 }
 
 // Close aborts the connection: nothing of it stays in the network. It may be

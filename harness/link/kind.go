@@ -4,6 +4,7 @@ package link
 
 import (
 	"fmt"
+	"math"
 
 	"golang.org/x/sys/unix"
 
@@ -40,6 +41,25 @@ func Choose(cfg trace.Link) (kind, reason string, err error) {
 		return "", "", fmt.Errorf("no kind of link works here: %s: %w; %s: %w", Userspace, noTUN, Netem, err)
 	}
 	return Netem, fmt.Sprintf("not %s: %v", Userspace, noTUN), nil
+}
+
+// Rounded tells what a link of a kind cannot do as exactly as it was asked for, by
+// more than 1 %, a line each with both values.
+func Rounded(cfg trace.Link) (lines []string) {
+	note := func(what string, asked, is float64, unit string) {
+		if math.Abs(is-asked) > 0.01*asked {
+			lines = append(lines, fmt.Sprintf("%s: %g%s was asked for: it is %g%s", what, asked, unit, is, unit))
+		}
+	}
+	note("rtt", cfg.RTT, 2*float64(int64(cfg.RTT*1e9/2))/1e9, " s") // half of it each way, in ns
+	if cfg.Kind == Netem {
+		e, b := emulators(cfg, 0)
+		note("loss", cfg.Loss.Probability, float64(e.losses())/math.MaxUint32, "")
+		note("rate", cfg.Rate, float64(b.bytesPerSecond())*8, " bit/s")
+	} else {
+		note("rate", cfg.Rate, math.Floor(cfg.Rate), " bit/s")
+	}
+	return lines
 }
 
 // HasTUN says why the kernel has no TUN devices for New; nil if it has.

@@ -26,6 +26,7 @@ type line struct {
 
 	overrun  atomic.Uint64 // packets that there was no room for
 	lateness lateness
+	overdue  atomic.Pointer[Overdue] // nil until Begin
 }
 
 // lineRoom is how many packets a line has room for that is to hold some.
@@ -74,6 +75,14 @@ func (l *line) head() (packet []byte, due int64, ok bool) {
 }
 
 func (l *line) pop() { l.taken++ }
+
+// late notes when a packet was due and when it is handed on.
+func (l *line) late(due, now int64) {
+	l.lateness.note(now - due)
+	if o := l.overdue.Load(); o != nil {
+		o.Note(due, now)
+	}
+}
 
 // lateness counts how late packets were handed on, by the microsecond up to 16
 // ms and by the power of two above. One thread notes, others may read.

@@ -8,6 +8,7 @@ import (
 	"math"
 	"net/netip"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,6 +39,9 @@ type Link struct {
 	forward, back *line
 	next          atomic.Pointer[run] // to be begun with the next packet
 	current       *run                // of the reading thread, until it has ended
+
+	mu   sync.Mutex
+	tids []int
 
 	procs int // GOMAXPROCS before
 	once  sync.Once
@@ -167,15 +171,25 @@ func (l *Link) Begin(start int64, seed uint64, every time.Duration, rows chan<- 
 		return err
 	}
 	l.next.Store(&run{queue: q, start: start, every: int64(every), due: start, rows: rows})
-	l.forward.lateness.reset()
-	l.back.lateness.reset()
+	for _, line := range []*line{l.forward, l.back} {
+		line.lateness.reset()
+		line.overdue.Store(NewOverdue(start, 0, stalls(l.cfg.RTT)))
+	}
 	return nil
+}
+
+// Threads are the numbers of those that move the packets.
+func (l *Link) Threads() []int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.tids)
 }
 
 // End is what a link tells when it has ended.
 type End struct {
 	Counters
 	Lateness *trace.Lateness // nil: the link does not tell
+	Late     []*Overdue      // by direction, since Begin; none: the link does not tell
 	Unseen   uint64          // packets that never reached the emulator: the machine was too slow
 	Warnings []string
 }
@@ -183,7 +197,7 @@ type End struct {
 // Finish ends the recording at a time, which must not lie ahead, stops the link
 // and tells what it counted.
 func (l *Link) Finish(at int64) (*End, error) {
-	unseen, err := l.unseen()
+	unseen, err := l.Unseen()
 	if err := errors.Join(err, l.Close()); err != nil {
 		return nil, fmt.Errorf("link: %w", err)
 	}
@@ -195,11 +209,14 @@ func (l *Link) Finish(at int64) (*End, error) {
 		r.flush()
 		close(r.rows)
 	}
-	return &End{Counters: r.queue.Counters, Lateness: summary(&l.forward.lateness, &l.back.lateness), Unseen: unseen}, nil
+	return &End{
+		Counters: r.queue.Counters, Lateness: summary(&l.forward.lateness, &l.back.lateness),
+		Late: []*Overdue{l.forward.overdue.Load(), l.back.overdue.Load()}, Unseen: unseen,
+	}, nil
 }
 
-// unseen counts the packets that were lost between the kernel and the emulator.
-func (l *Link) unseen() (uint64, error) {
+// Unseen counts the packets that were lost between the kernel and the emulator.
+func (l *Link) Unseen() (uint64, error) {
 	n := l.forward.overrun.Load() + l.back.overrun.Load()
 	for _, t := range []*tun{l.sender, l.recver} {
 		d, err := dropped(t.ns, t.name)
@@ -249,6 +266,9 @@ func (l *Link) thread(lines ...*line) {
 	l.threads.Go(func() {
 		runtime.LockOSThread()
 		unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
+		l.mu.Lock()
+		l.tids = append(l.tids, unix.Gettid())
+		l.mu.Unlock()
 		fds := make([]unix.PollFd, len(lines))
 		for i, line := range lines {
 			fds[i] = unix.PollFd{Fd: int32(line.from), Events: unix.POLLIN}
@@ -284,7 +304,7 @@ func (l *Link) deliver(line *line) (next int64) {
 		if now < due {
 			return due
 		}
-		line.lateness.note(now - due)
+		line.late(due, now)
 		// The kernel takes a packet or drops it as a device would.
 		unix.RawSyscall(unix.SYS_WRITE, uintptr(line.to), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
 		line.pop()

@@ -123,7 +123,7 @@ func NewNetem(sender, receiver *netns.NS, id string, cfg trace.Link) (_ *NetemLi
 	}
 	plain := cfg
 	plain.Loss, plain.Buffer = trace.Loss{}, trainBuffer(cfg)
-	delay, bottleneck := l.emulators(plain, 0)
+	delay, bottleneck := emulators(plain, 0)
 	for _, step := range []func() error{
 		func() error { return l.sender.address(netip.PrefixFrom(SenderAddr, 30)) },
 		func() error { return l.receiver.address(netip.PrefixFrom(ReceiverAddr, 30)) },
@@ -149,7 +149,7 @@ func NewNetem(sender, receiver *netns.NS, id string, cfg trace.Link) (_ *NetemLi
 }
 
 // emulators are the two of the forward direction.
-func (l *NetemLink) emulators(cfg trace.Link, seed uint64) (delay, bottleneck emulator) {
+func emulators(cfg trace.Link, seed uint64) (delay, bottleneck emulator) {
 	return emulator{
 			handle: delayHandle, parent: rootQdisc, limit: unlimited,
 			delay: int64(cfg.RTT * 1e9 / 2), loss: cfg.Loss.Probability, seed: seed,
@@ -165,7 +165,7 @@ func (l *NetemLink) Now() int64 { return l.clock.now() }
 // the time start and sends the state of the queue to rows at the given interval
 // from then on. Finish closes the channel. The queue should be empty.
 func (l *NetemLink) Begin(start int64, seed uint64, every time.Duration, rows chan<- []trace.LinkSample) error {
-	delay, bottleneck := l.emulators(l.cfg, seed)
+	delay, bottleneck := emulators(l.cfg, seed)
 	if err := errors.Join(l.out.emulate(delay, change), l.out.emulate(bottleneck, change)); err != nil {
 		return err
 	}
@@ -280,7 +280,7 @@ func (l *NetemLink) Finish(at int64) (*End, error) {
 			l.rows <- []trace.LinkSample{row}
 		}
 	}
-	unseen, uerr := l.unseen()
+	unseen, uerr := l.Unseen()
 	if err := errors.Join(err, uerr, l.Close()); err != nil {
 		return nil, err
 	}
@@ -290,9 +290,12 @@ func (l *NetemLink) Finish(at int64) (*End, error) {
 	return &End{Counters: l.counters(), Unseen: unseen, Warnings: l.warnings}, nil
 }
 
-// unseen counts the packets that were dropped, but neither by the bottleneck nor
+// Threads are none: the kernel moves the packets.
+func (l *NetemLink) Threads() []int { return nil }
+
+// Unseen counts the packets that were dropped, but neither by the bottleneck nor
 // on purpose.
-func (l *NetemLink) unseen() (n uint64, err error) {
+func (l *NetemLink) Unseen() (n uint64, err error) {
 	for _, p := range []*port{l.sender, l.toSender, l.out, l.receiver} {
 		d, err := dropped(p.ns, p.name)
 		if err != nil {

@@ -205,6 +205,11 @@ type emulator struct {
 	seed           uint64
 }
 
+// losses are what the kernel is told of the loss: a share of all 32 bits.
+func (e emulator) losses() uint32 { return uint32(math.Round(e.loss * math.MaxUint32)) }
+
+func (e emulator) bytesPerSecond() uint32 { return uint32(math.Round(e.rate / 8)) }
+
 // emulate makes a netem, or changes the one that is there: that keeps its packets
 // and its counters.
 func (p *port) emulate(e emulator, flags netlink.HeaderFlags) error {
@@ -213,14 +218,14 @@ func (p *port) emulate(e emulator, flags netlink.HeaderFlags) error {
 	ae.Do(unix.TCA_OPTIONS, func() ([]byte, error) {
 		fixed := make([]byte, sizeNetem)
 		binary.NativeEndian.PutUint32(fixed[4:], uint32(e.limit))
-		binary.NativeEndian.PutUint32(fixed[8:], uint32(math.Round(e.loss*math.MaxUint32)))
+		binary.NativeEndian.PutUint32(fixed[8:], e.losses())
 		ae := netlink.NewAttributeEncoder()
 		ae.Int64(netemLatency, e.delay)
 		ae.Uint64(netemSeed, e.seed)
 		if e.rate > 0 {
 			// struct tc_netem_rate: byte/s, what to add to a packet's size, and no cells.
 			overhead := int32(-ethernet)
-			rate := binary.NativeEndian.AppendUint32(nil, uint32(math.Round(e.rate/8)))
+			rate := binary.NativeEndian.AppendUint32(nil, e.bytesPerSecond())
 			rate = binary.NativeEndian.AppendUint32(rate, uint32(overhead))
 			ae.Bytes(netemRate, append(rate, make([]byte, 8)...))
 		}

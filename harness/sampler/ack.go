@@ -2,7 +2,7 @@
 
 // Package sampler watches the senders of one network namespace: at an interval
 // through sock_diag(7) (Diag), which needs nothing, and at each segment that they
-// receive through the tracepoint tcp:tcp_probe (Ack), which needs BPF.
+// receive and each change of state, through tracepoints (Ack), which needs BPF.
 //
 // Both tell flows apart by the sender's port and give samples to a function, from
 // a goroutine of their own each.
@@ -23,6 +23,7 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 
 	"ccload/harness/trace"
+	"ccload/internal/fault"
 	"ccload/internal/kernelbtf"
 	"ccload/internal/netns"
 )
@@ -44,10 +45,20 @@ const DefaultRing = 8 << 20
 // emptied is how often the ring buffer is emptied.
 const emptied = 20 * time.Millisecond
 
-// Ack samples at each segment that reaches a sender.
+// The programs. Without the second there are no samples between segments.
+const (
+	probeProgram = "tcp_probe"
+	stateProgram = "tcp_state"
+)
+
+// Ack samples at each segment that reaches a sender, and where the kernel lets it
+// whenever the state of its congestion machine is set.
 type Ack struct {
+	// Warnings says what is not sampled, and why.
+	Warnings []string
+
 	coll   *ebpf.Collection
-	link   link.Link
+	links  []link.Link
 	reader *ringbuf.Reader
 	stop   chan struct{}
 	done   chan struct{} // nil until Start
@@ -86,16 +97,39 @@ func OpenAck(ns *netns.NS, first, last uint16, ring int) (_ *Ack, err error) {
 	if ring > 0 {
 		spec.Maps["events"].MaxEntries = uint32(ring)
 	}
-	if a.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: kernelbtf.Types()}); err != nil {
-		return nil, err
+	refused := a.load(spec)
+	if refused != nil {
+		delete(spec.Programs, stateProgram)
+		if err := a.load(spec); err != nil {
+			return nil, err
+		}
+		a.Warnings = append(a.Warnings, fmt.Sprintf("sample between ACKs: %v; what happens there is seen at the interval only", refused))
 	}
 	if a.reader, err = ringbuf.NewReader(a.coll.Maps["events"]); err != nil {
 		return nil, err
 	}
-	a.link, err = link.AttachTracing(link.TracingOptions{
-		Program: a.coll.Programs["tcp_probe"], AttachType: ebpf.AttachTraceRawTp,
-	})
-	return a, err
+	for _, name := range []string{probeProgram, stateProgram} {
+		p := a.coll.Programs[name]
+		if p == nil {
+			continue
+		}
+		l, err := link.AttachTracing(link.TracingOptions{Program: p, AttachType: ebpf.AttachTraceRawTp})
+		if err != nil {
+			return nil, err
+		}
+		a.links = append(a.links, l)
+	}
+	return a, nil
+}
+
+func (a *Ack) load(spec *ebpf.CollectionSpec) (err error) {
+	for name := range spec.Programs {
+		if err := fault.At("load program " + name); err != nil {
+			return fmt.Errorf("program %s: %w", name, err)
+		}
+	}
+	a.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: kernelbtf.Types()})
+	return err
 }
 
 // event is struct event of tcp_probe.bpf.c.
@@ -106,8 +140,14 @@ type event struct {
 	PacketsOut, Sacked, Lost, RetransOut uint32
 	Delivered, DeliveredCE, Retrans      uint32
 	Port                                 uint16
-	CAState, Paced                       uint8
+	CAState, Flags                       uint8
 }
+
+// Flags of an event.
+const (
+	paced   = 1
+	between = 2 // not for a segment that has come
+)
 
 // Start begins to give samples to the target.
 func (a *Ack) Start(t Target) {
@@ -155,8 +195,11 @@ func (a *Ack) run(t Target) error {
 				BytesAcked: e.BytesAcked, Delivered: e.Delivered, DeliveredCE: e.DeliveredCE,
 				Retrans: e.Retrans, Lost: e.Lost, CAState: trace.CAState(e.CAState),
 			}
-			if e.Paced != 0 {
+			if e.Flags&paced != 0 {
 				s.PacingRate = pacing(e.PacingRate)
+			}
+			if e.Flags&between != 0 {
+				s.Source = trace.Event
 			}
 			t.Sink(s)
 		}
@@ -164,13 +207,18 @@ func (a *Ack) run(t Target) error {
 	return nil
 }
 
+// Lost tells how many events did not fit into the ring buffer until now.
+func (a *Ack) Lost() (n uint64, err error) {
+	return n, a.coll.Variables["lost"].Get(&n)
+}
+
 // Close detaches, hands on what is still in the ring buffer and tells how many
 // events did not fit into it. It may be called again.
 func (a *Ack) Close() (lost uint64, err error) {
 	a.once.Do(func() {
 		var errs []error
-		if a.link != nil {
-			errs = append(errs, a.link.Close())
+		for _, l := range a.links {
+			errs = append(errs, l.Close())
 		}
 		if a.done != nil {
 			close(a.stop)

@@ -23,6 +23,8 @@ type Diag struct {
 	done chan struct{} // nil until Start
 	once sync.Once
 	err  error
+
+	rounds int
 }
 
 // OpenDiag opens a sock_diag socket in a namespace.
@@ -53,6 +55,7 @@ func (d *Diag) Start(t Target, addr netip.Addr, peers map[uint16]netip.AddrPort,
 				return
 			case <-tick.C:
 			}
+			d.rounds++
 			for port, flow := range t.Flows {
 				if d.err = d.sample(t, flow, netip.AddrPortFrom(addr, port), peers[port], now); d.err != nil {
 					return
@@ -87,6 +90,9 @@ func (d *Diag) sample(t Target, flow int32, from, to netip.AddrPort, now func() 
 	}
 	return nil
 }
+
+// Rounds is how often all flows were looked at, once it is closed.
+func (d *Diag) Rounds() int { return d.rounds }
 
 // Close ends the sampling. It may be called again.
 func (d *Diag) Close() error {

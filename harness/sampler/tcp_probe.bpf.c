@@ -5,6 +5,10 @@
  * of one network namespace: the tracepoint tcp:tcp_probe, through BTF, so that
  * it is found without tracefs. It fires before the segment is processed, so the
  * window is the one that held until now.
+ *
+ * And one whenever the state of the congestion machine is set, which happens
+ * between such segments, too: tcp:tcp_cong_state_set. A kernel that refuses that
+ * program is sampled without it.
  */
 #include "ccload.bpf.h"
 
@@ -26,8 +30,13 @@ struct event {
 	__u32 delivered, delivered_ce, retrans;  /* segments, cumulative */
 	__u16 port;         /* local */
 	__u8 ca_state;
-	__u8 paced;         /* by the socket or by a queueing discipline */
+	__u8 flags;
 };
+
+#define TCP_CLOSE 7 /* include/net/tcp_states.h */
+
+#define PACED 1 /* by the socket or by a queueing discipline */
+#define EVENT 2 /* not for a segment that has come */
 
 struct {
 	int (*type)[27]; /* BPF_MAP_TYPE_RINGBUF */
@@ -54,6 +63,7 @@ struct possible_net___probe {
 
 struct sock_common___probe {
 	__u16 skc_num;
+	volatile unsigned char skc_state;
 	struct possible_net___probe skc_net;
 };
 
@@ -85,10 +95,9 @@ static __u64 (*const bpf_ktime_get_ns)(void) = (void *)5;
 static struct tcp_sock *(*const bpf_skc_to_tcp_sock)(void *sk) = (void *)137;
 #define BPF_RB_NO_WAKEUP 1
 
-SEC("tp_btf/tcp_probe")
-int tcp_probe(__u64 *ctx)
+/* state is the one that is being set; -1: as it is. */
+static __always_inline int sample(struct sock *sk, int state, __u8 flags)
 {
-	struct sock *sk = (struct sock *)ctx[0];
 	struct sock___probe *s = (struct sock___probe *)sk;
 	__u16 port = s->__sk_common.skc_num;
 
@@ -118,9 +127,24 @@ int tcp_probe(__u64 *ctx)
 	e->delivered_ce = tp->delivered_ce;
 	e->retrans = t->total_retrans;
 	e->port = port;
-	e->ca_state = read_bits(&tp->inet_conn, icsk_ca_state);
-	e->paced = s->sk_pacing_status != 0;
+	e->ca_state = state < 0 ? read_bits(&tp->inet_conn, icsk_ca_state) : state;
+	e->flags = flags | (s->sk_pacing_status ? PACED : 0);
 	/* The reader comes by often enough: waking it for each would cost more than the event. */
 	bpf_ringbuf_submit(e, BPF_RB_NO_WAKEUP);
 	return 0;
+}
+
+SEC("tp_btf/tcp_probe")
+int tcp_probe(__u64 *ctx)
+{
+	return sample((struct sock *)ctx[0], -1, 0);
+}
+
+SEC("tp_btf/tcp_cong_state_set")
+int tcp_state(__u64 *ctx)
+{
+	/* An abort sets all to what it was before the handshake. */
+	if (((struct sock___probe *)ctx[0])->__sk_common.skc_state == TCP_CLOSE)
+		return 0;
+	return sample((struct sock *)ctx[0], (__u8)ctx[1], EVENT);
 }

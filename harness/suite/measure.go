@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sort"
 
+	"ccload/harness/analysis"
 	"ccload/harness/trace"
 )
 
@@ -44,14 +45,12 @@ var quantities = func() map[string]quantity {
 		{"throughput", bitRate, false, (*view).throughput},
 		{"srtt_p50", second, false, func(v *view) (float64, error) { return v.srtt(.5) }},
 		{"srtt_p95", second, false, func(v *view) (float64, error) { return v.srtt(.95) }},
-		{"retransmits", segments, false, func(v *view) (float64, error) {
-			return v.rise(func(s *trace.Sample) float64 { return float64(s.Retrans) })
-		}},
+		{"retransmits", segments, false, (*view).retransmits},
 		{"loss_episodes", count, false, func(v *view) (float64, error) {
-			return v.count(func(s trace.CAState) bool { return s >= trace.CARecovery }), nil
+			return v.atLeast(v.losses().Episodes(), uint64(v.flow.LossEpisodes)), nil
 		}},
 		{"timeouts", count, false, func(v *view) (float64, error) {
-			return v.count(func(s trace.CAState) bool { return s == trace.CALoss }), nil
+			return v.atLeast(v.losses().Timeouts(), uint64(v.flow.Timeouts)), nil
 		}},
 		{"utilisation", ratio, true, func(v *view) (float64, error) {
 			bytes, err := v.linkRise(func(l *trace.LinkSample) uint64 { return l.Delivered })
@@ -95,7 +94,7 @@ var quantities = func() map[string]quantity {
 //	srtt_p95
 //	retransmits    segments
 //	loss_episodes  times that the sender entered Recovery or Loss
-//	timeouts       of these, Loss
+//	timeouts       times that the retransmission timer ran out, the handshake's included
 //
 // Of the bottleneck:
 //
@@ -113,8 +112,10 @@ func Quantities() []string { return slices.Sorted(maps.Keys(quantities)) }
 type view struct {
 	result      *trace.Result
 	flow        trace.FlowResult
-	samples     []trace.Sample // all of the flow's, from the one source
+	all         []trace.Sample // of the flow, from all sources
+	samples     []trace.Sample // of these, from the one source; see ofFlow
 	from, until float64        // s
+	whole       bool           // all of the flow's time is in it
 	cuts        []cut          // the reductions that begin and end in it
 	err         error          // there is no such window
 }
@@ -135,8 +136,13 @@ func (r *run) look(result *trace.Result) []*view {
 		if i >= len(r.experiment.Flows) || r.experiment.Flows[i].CC != underTest {
 			continue
 		}
-		v := &view{result: result, flow: f, from: max(r.from, f.Start), until: min(r.until, f.Start+f.Duration)}
-		v.samples = ofFlow(result.Samples, int32(f.ID))
+		end := f.Start + f.Duration
+		v := &view{result: result, flow: f, from: max(r.from, f.Start), until: min(r.until, end)}
+		if r.until >= result.Run.Experiment.Duration {
+			v.until = end // which the jitter puts off
+		}
+		v.whole = !r.epochs && v.from == f.Start && v.until == end
+		v.all, v.samples = ofFlow(result.Samples, int32(f.ID))
 		v.cuts = slices.DeleteFunc(cuts(v.samples), func(c cut) bool { return c.begin < v.from || c.end > v.until })
 		if n := len(v.cuts); r.epochs && n < 2 {
 			v.err = fmt.Errorf("%d reductions of the window: no whole epoch", n)
@@ -148,20 +154,24 @@ func (r *run) look(result *trace.Result) []*view {
 	return views
 }
 
-// ofFlow are a flow's samples on ACKs, or where there are none those at intervals.
-func ofFlow(all []trace.Sample, flow int32) []trace.Sample {
-	var samples []trace.Sample
-	for _, source := range []trace.Source{trace.Ack, trace.Diag} {
-		for i := range all {
-			if all[i].Flow == flow && all[i].Source == source {
-				samples = append(samples, all[i])
+// ofFlow are a flow's samples, and of these those on ACKs with what comes after the
+// last ACK; or where there are none on ACKs, those at intervals.
+func ofFlow(samples []trace.Sample, flow int32) (all, main []trace.Sample) {
+	last := math.Inf(-1) // time of an ACK
+	for i := range samples {
+		if s := &samples[i]; s.Flow == flow {
+			all = append(all, *s)
+			if s.Source == trace.Ack {
+				last = s.Time
 			}
 		}
-		if len(samples) > 0 {
-			return samples
+	}
+	for i := range all {
+		if s := &all[i]; s.Source == trace.Ack || s.Time > last {
+			main = append(main, *s)
 		}
 	}
-	return nil
+	return all, main
 }
 
 // cuts finds the reductions: times in which the state is CWR, Recovery or Loss.
@@ -182,22 +192,24 @@ func cuts(samples []trace.Sample) []cut {
 	return out
 }
 
-// spans calls a function for each time in the window in which a sample holds: a
-// sample on an ACK tells what has held since the one before, one at an interval
-// what holds until the next.
+// spans calls a function for each time in the window in which a sample holds (see
+// analysis.Holds). What the last one tells holds until the flow's end.
 func (v *view) spans(each func(d float64, s *trace.Sample)) error {
 	covered := false
-	for i := 1; i < len(v.samples); i++ {
-		from, until := max(v.samples[i-1].Time, v.from), min(v.samples[i].Time, v.until)
-		if from >= until {
-			continue
+	span := func(from, until float64, s *trace.Sample) {
+		if from, until = max(from, v.from), min(until, v.until); from < until {
+			covered = true
+			each(until-from, s)
 		}
-		holds := &v.samples[i-1]
-		if holds.Source == trace.Ack {
-			holds = &v.samples[i]
+	}
+	for i := range v.all {
+		s := &v.all[i]
+		if i > 0 {
+			span(v.all[i-1].Time, s.Time, analysis.Holds(&v.all[i-1], s))
 		}
-		covered = true
-		each(until-from, holds)
+		if i == len(v.all)-1 {
+			span(s.Time, v.flow.Start+v.flow.Duration, s)
+		}
 	}
 	if !covered {
 		return errNoSamples
@@ -224,8 +236,16 @@ func (v *view) cwndMax() (most float64, err error) {
 func (v *view) srtt(q float64) (float64, error) {
 	held := map[float64]float64{} // s → s
 	total := 0.0
-	if err := v.spans(func(d float64, s *trace.Sample) { held[s.SRTT] += d; total += d }); err != nil {
+	if err := v.spans(func(d float64, s *trace.Sample) {
+		if s.SRTT > 0 { // there is none before the first round trip
+			held[s.SRTT] += d
+			total += d
+		}
+	}); err != nil {
 		return 0, err
+	}
+	if total == 0 {
+		return 0, errors.New("no RTT was measured in the measuring window")
 	}
 	sum := 0.0
 	var rtt float64
@@ -260,6 +280,9 @@ func (v *view) rise(of func(*trace.Sample) float64) (float64, error) {
 // segment is the mean size of a segment's payload, in bytes.
 func (v *view) segment() float64 {
 	a, b := &v.samples[0], &v.samples[len(v.samples)-1]
+	if a.Delivered == b.Delivered {
+		return 0
+	}
 	return float64(b.BytesAcked-a.BytesAcked) / float64(b.Delivered-a.Delivered)
 }
 
@@ -273,15 +296,46 @@ func (v *view) throughput() (float64, error) {
 	return n * v.segment() * 8 / (v.until - v.from), nil
 }
 
-// count counts the times that one of some states was entered.
-func (v *view) count(which func(trace.CAState) bool) (n float64) {
-	for i := 1; i < len(v.samples); i++ {
-		s := &v.samples[i]
-		if s.Time > v.from && s.Time <= v.until && which(s.CAState) && s.CAState != v.samples[i-1].CAState {
-			n++
+// retransmits is a counter: it is never fewer than a sample has shown.
+func (v *view) retransmits() (float64, error) {
+	if len(v.all) == 0 && !v.whole {
+		return 0, errNoSamples
+	}
+	var before, most uint32
+	for i := range v.all {
+		switch s := &v.all[i]; {
+		case s.Time <= v.from:
+			before = max(before, s.Retrans)
+		case s.Time <= v.until:
+			most = max(most, s.Retrans)
 		}
 	}
-	return n
+	return v.atLeast(int(max(before, most)-before), v.flow.Retransmits), nil
+}
+
+// losses are counted in the window.
+func (v *view) losses() *analysis.Losses {
+	var l, before analysis.Losses
+	for i := range v.all {
+		if v.all[i].Time > v.until {
+			break
+		}
+		l.Add(&v.all[i])
+		if v.all[i].Time <= v.from {
+			before = l
+		}
+	}
+	l = l.Since(before)
+	return &l
+}
+
+// atLeast is what the samples show, or what the kernel has counted where the window
+// is all of the flow's time.
+func (v *view) atLeast(shown int, counted uint64) float64 {
+	if v.whole {
+		return max(float64(shown), float64(counted))
+	}
+	return float64(shown)
 }
 
 // overCuts is the mean over all rows of n reductions.
@@ -321,7 +375,7 @@ func (v *view) alpha() (float64, error) {
 	}
 	return v.mean(func(s *trace.Sample) float64 {
 		i := sort.Search(len(v.samples), func(i int) bool { return v.samples[i].Time >= s.Time })
-		return alphas[i]
+		return alphas[min(i, len(alphas)-1)]
 	})
 }
 

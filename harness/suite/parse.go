@@ -18,6 +18,9 @@ import (
 	"ccload/internal/yamlfile"
 )
 
+// oneRTT stands for a jitter of one RTT until the link is known.
+const oneRTT = -1
+
 // word is what may be the name of a directory.
 var word = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
@@ -56,7 +59,7 @@ func seed(s string) (uint64, error) {
 }
 
 func (s *Suite) parse(n *yaml.Node) error {
-	base := run{repeat: 1, experiment: trace.Experiment{Seed: 1, PerAck: true}}
+	base := run{repeat: 1, experiment: trace.Experiment{Seed: 1, PerAck: true, Jitter: oneRTT}}
 	var defaults, runs *yaml.Node
 	keep := func(to **yaml.Node) func(*yaml.Node) error {
 		return func(n *yaml.Node) error { *to = n; return nil }
@@ -100,6 +103,9 @@ func (s *Suite) parse(n *yaml.Node) error {
 		names[r.name] = true
 		if err := l.apply(&r.experiment.Link); err != nil {
 			return err
+		}
+		if r.experiment.Jitter == oneRTT {
+			r.experiment.Jitter = r.experiment.Link.RTT
 		}
 		if err := r.finish(n); err != nil {
 			return err
@@ -168,6 +174,8 @@ func (r *run) parse(n *yaml.Node, l *link, more yamlfile.Fields) error {
 		"link":     l.parse,
 		"duration": yamlfile.Value(&e.Duration, harness.ParseTime),
 		"seed":     yamlfile.Value(&e.Seed, seed),
+		"jitter":   yamlfile.Value(&e.Jitter, harness.ParseTime),
+		"silent":   yamlfile.Value(&e.Silent, yamlfile.Bool),
 		"interval": yamlfile.Value(&e.Interval, harness.ParseTime),
 		"per_ack":  yamlfile.Value(&e.PerAck, yamlfile.Bool),
 		"repeat":   yamlfile.Value(&r.repeat, yamlfile.Whole(1, 1000)),
@@ -227,8 +235,8 @@ func (r *run) parse(n *yaml.Node, l *link, more yamlfile.Fields) error {
 	return keys.Parse(n)
 }
 
-// link holds the values of a link's keys until all are known: what a buffer is
-// depends on the MTU, and a run's keys go before those of the defaults.
+// link holds the values of a link's keys until all are known: a run's go before
+// those of the defaults.
 type link map[string]*yaml.Node
 
 func (l *link) parse(n *yaml.Node) error {
@@ -252,11 +260,11 @@ func (l link) apply(to *trace.Link) error {
 		set func(*yaml.Node) error
 	}{
 		{"kind", yamlfile.Value(&to.Kind, yamlfile.AsIs)},
-		{"mtu", yamlfile.Value(&to.MTU, harness.ParseMTU)}, // before the buffer
+		{"mtu", yamlfile.Value(&to.MTU, harness.ParseMTU)},
 		{"rate", yamlfile.Value(&to.Rate, harness.ParseRate)},
 		{"rtt", yamlfile.Value(&to.RTT, harness.ParseTime)},
 		{"buffer", yamlfile.Value(&to.Buffer, func(s string) (packets int, err error) {
-			packets, to.BufferBDP, err = harness.ParseBuffer(s, to.MTU)
+			packets, to.BufferBDP, to.BufferBytes, err = harness.ParseBuffer(s)
 			return packets, err
 		})},
 		{"loss", yamlfile.Value(&to.Loss, harness.ParseLoss)},

@@ -55,8 +55,8 @@ func TestParse(t *testing.T) {
 	}
 	first := s.runs[0]
 	want := trace.Experiment{
-		Link:     trace.Link{Kind: "userspace", Rate: 1e9, RTT: .04, Buffer: 7, MTU: 9000, Loss: trace.Loss{Every: 1000}, Burst: 1},
-		Duration: 10, Seed: 1, PerAck: true, Flows: []trace.Flow{{CC: underTest}},
+		Link:     trace.Link{Kind: "userspace", Rate: 1e9, RTT: .04, BufferBytes: 65536, MTU: 9000, Loss: trace.Loss{Every: 1000}, Burst: 1},
+		Duration: 10, Seed: 1, PerAck: true, Jitter: .04, Flows: []trace.Flow{{CC: underTest}},
 	}
 	if !reflect.DeepEqual(first.experiment, want) {
 		t.Errorf("got  %+v\nwant %+v", first.experiment, want)

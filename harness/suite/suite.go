@@ -27,6 +27,8 @@
 //	    flows: [{start: 1s, duration: 5s, bytes: 100000, rate: 1mbit, cc: reno}]
 //	    cc: … or pairs: …            # in place of the file's
 //	    seed: 1
+//	    jitter: 40ms                 # flows start up to so much later, by the seed: one RTT unless it is said
+//	    silent: true                 # flows that get nothing through are no failure
 //	    repeat: 3                    # runs, the seed one more each time
 //	    interval: 10ms
 //	    per_ack: true

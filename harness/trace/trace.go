@@ -29,10 +29,9 @@ const (
 	// that reaches the sender in an established connection, before it is
 	// processed: the window is the one that held until then.
 	Ack Source = "ack"
-	// Event samples are taken between ACKs, too: when the state of the congestion
-	// machine is set (tracepoint tcp:tcp_cong_state_set; CAState is the new one) and
-	// when segments have been sent again (tcp:tcp_retransmit_skb). Each timeout gives
-	// one that sets CALoss, also when that is the state already.
+	// Event samples are taken when the state of the congestion machine is set, which
+	// happens between ACKs, too (tracepoint tcp:tcp_cong_state_set): CAState is the new
+	// one. Each timeout gives one that sets CALoss, also when that is the state already.
 	Event Source = "event"
 )
 
@@ -99,7 +98,7 @@ type Experiment struct {
 	// Jitter bounds by how much the start of each flow is put off, in s: a share of it
 	// that comes from the seed. 0: none.
 	Jitter float64 `json:"jitter,omitempty"`
-	// Silent says that flows which send nothing are no failure.
+	// Silent says that flows which get nothing through are no failure.
 	Silent bool `json:"silent,omitempty"`
 	// Rounded tells what is not as it was asked for, with both values, a line each.
 	Rounded []string `json:"rounded,omitempty"`
@@ -239,7 +238,7 @@ type Disturbance struct {
 	// LatenessMax is how late the latest packet was that was under way in this second, in s.
 	LatenessMax float64 `json:"lateness_max"`
 	// LateShare is the share of the second in which a packet that was due had not been
-	// handed on, and was later than the link may be.
+	// handed on, of those that were late by more than a tenth of the RTT.
 	LateShare float64 `json:"late_share"`
 	// Gap is the longest time in s for which the process did not run though it wanted
 	// to, and GapShare the share of the second that such times take.
@@ -274,7 +273,8 @@ type Curve struct {
 
 // Sampling says what the sampling saw and what it missed.
 type Sampling struct {
-	Diag uint64 `json:"diag"` // samples taken by inet_diag
-	Ack  uint64 `json:"ack"`  // samples taken on ACKs
-	Lost uint64 `json:"lost"` // events that did not fit the ring buffer
+	Diag   uint64 `json:"diag"`   // samples taken by inet_diag
+	Ack    uint64 `json:"ack"`    // samples taken on ACKs
+	Events uint64 `json:"events"` // samples of events
+	Lost   uint64 `json:"lost"`   // samples that did not fit the ring buffer
 }
