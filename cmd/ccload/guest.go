@@ -56,7 +56,7 @@ func guest(k *vm.Kernel, e trace.Experiment, objects map[string][]byte, realtime
 	}
 	g := &vm.Guest{
 		Kernel: k, Binary: self, Args: []string{jobVerb}, Files: map[string][]byte{jobFile: b},
-		Optional: guestModules, Memory: needs(e, objects), Seed: uint32(e.Seed), RealTime: realtime, Limit: time.Duration(e.Duration*float64(time.Second)) + guestSlack,
+		Optional: guestModules, Memory: needs(e, objects), Seed: uint32(e.Seed ^ e.Seed>>32), RealTime: realtime, Limit: time.Duration(e.Duration*float64(time.Second)) + guestSlack,
 	}
 	for _, f := range e.Flows {
 		if objects[f.CC] != nil {

@@ -31,6 +31,7 @@ const (
 	exitDone   = 0
 	exitFailed = 1
 	exitMisuse = 2
+	exitChecks = 3 // done, but a check of it failed
 )
 
 func main() {
@@ -115,6 +116,9 @@ func run(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writ
 	var usage usageError
 	if !started || errors.As(err, &usage) {
 		return exitMisuse
+	}
+	if errors.Is(err, errChecks) {
+		return exitChecks
 	}
 	return exitFailed
 }

@@ -76,6 +76,7 @@ func refuse(programs string) {
 // in between. Besides the usual commands there are
 //
 //	status N COMMAND…     the exit status must be N
+//	measured COMMAND…     a run on the clock: 0, or 3 where the machine did not keep up
 //	unchanged             the kernel is as it was when the script began
 //	other FILE.o PIN      another tool registers the object's congestion control
 //	stale PIN             a pin of something that is no congestion control
@@ -156,6 +157,7 @@ func sessions(t *testing.T, dir string) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"status":    status,
+			"measured":  measuredRun,
 			"unchanged": unchanged,
 			"other":     other,
 			"stale":     stale,
@@ -184,16 +186,27 @@ func status(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	want, err := strconv.Atoi(args[0])
 	ts.Check(err)
-	err = ts.Exec(args[1], args[2:]...)
-	got := 0
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		got = exit.ExitCode()
-	} else {
-		ts.Check(err)
-	}
-	if got != want {
+	if got := exitStatus(ts, args[1:]); got != want {
 		ts.Fatalf("exit status is %d, want %d", got, want)
 	}
+}
+
+func measuredRun(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: measured COMMAND…")
+	}
+	if got := exitStatus(ts, args); got != exitDone && got != exitChecks {
+		ts.Fatalf("exit status is %d, want %d or %d", got, exitDone, exitChecks)
+	}
+}
+
+func exitStatus(ts *testscript.TestScript, args []string) int {
+	err := ts.Exec(args[0], args[1:]...)
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		return exit.ExitCode()
+	}
+	ts.Check(err)
+	return 0
 }
 
 func unchanged(ts *testscript.TestScript, neg bool, args []string) {

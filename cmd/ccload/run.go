@@ -33,6 +33,7 @@ type runFlags struct {
 	link                           string
 	rate, rtt, buffer, loss, ecn   string
 	duration, interval, perAck, to string
+	jitter                         string
 	flows, repeat                  int
 	seed                           uint64
 	together, realtime, all        bool
@@ -49,8 +50,10 @@ at once with --together, in network namespaces that vanish afterwards. A
 directory of results for each run is left behind.
 
 With a FILE the experiments are what it says, and so is what is checked of their
-results; --cc names another congestion control to test, and its reference. The
-status is 1 if a check fails.`,
+results; --cc names another congestion control to test, and its reference.
+
+Each run checks itself, too: whether the link was what was asked for, the machine
+kept up, and every flow sent something. The status is 3 if a check fails.`,
 		Example: `  ccload run --cc bpf_cubic,cubic --rate 20mbit --rtt 40ms --buffer 1bdp
   ccload run --cc bpf_dctcp --ecn 20p --flows 2
   ccload run --cc cubic,reno --together --loss 0.01% -o results/rivals
@@ -80,6 +83,7 @@ status is 1 if a check fails.`,
 	fl.IntVar(&f.flows, "flows", 1, "`N` flows of each congestion control")
 	fl.StringVar(&f.duration, "duration", "20s", "`TIME` that the flows send")
 	fl.Uint64Var(&f.seed, "seed", 1, "`N`, from which all that is random comes")
+	fl.StringVar(&f.jitter, "jitter", "", "`TIME` by which the start of each flow is put off at most, by the seed; 0s: not at all (default one RTT)")
 	fl.IntVar(&f.repeat, "repeat", 1, "`N` runs of each, the seed one more each time")
 	fl.StringVar(&f.interval, "interval", "10ms", "`TIME` between samples of every socket")
 	fl.StringVar(&f.perAck, "per-ack", "auto", "sample on every ACK too: `auto`, on or off")
@@ -125,7 +129,32 @@ func (a *app) runAll(ctx context.Context, f *runFlags) error {
 	if err == nil && !a.json {
 		a.say("results in %s; to draw them: ccload plot %[1]s", f.to)
 	}
+	if err == nil {
+		err = checksFailed(runs)
+	}
 	return err
+}
+
+// errChecks says that what was to be done was done, but checks of it failed.
+var errChecks = errors.New("failed")
+
+// checksFailed is errChecks, with how many, if any check of the runs has failed.
+func checksFailed(runs []*trace.Run) error {
+	failed := 0
+	for _, r := range runs {
+		for _, c := range r.Checks {
+			if !c.OK {
+				failed++
+			}
+		}
+	}
+	switch failed {
+	case 0:
+		return nil
+	case 1:
+		return fmt.Errorf("1 check %w", errChecks)
+	}
+	return fmt.Errorf("%d checks %w", failed, errChecks)
 }
 
 // runTasks runs the tasks where they are to run: all here, or all in guests.
@@ -227,8 +256,14 @@ func (f *runFlags) experiment() (e trace.Experiment, err error) {
 	if e.Duration == 0 || e.Interval == 0 {
 		return e, errors.New("--duration and --interval: more than 0")
 	}
-	if e.Link.Buffer, e.Link.BufferBDP, err = harness.ParseBuffer(f.buffer, e.Link.MTU); err != nil {
+	if e.Link.Buffer, e.Link.BufferBDP, e.Link.BufferBytes, err = harness.ParseBuffer(f.buffer); err != nil {
 		return e, fmt.Errorf("--buffer: %w", err)
+	}
+	e.Jitter = e.Link.RTT
+	if f.jitter != "" {
+		if e.Jitter, err = harness.ParseTime(f.jitter); err != nil {
+			return e, fmt.Errorf("--jitter: %w", err)
+		}
 	}
 	if f.loss != "" {
 		if e.Link.Loss, err = harness.ParseLoss(f.loss); err != nil {

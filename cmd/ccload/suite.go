@@ -86,14 +86,13 @@ func (a *app) runSuite(ctx context.Context, cmd *cobra.Command, file string, f *
 		return err
 	}
 	runs = nil
-	failed := 0
 	for i := range kernels {
 		mine := tasks[i*len(plan.Tasks) : (i+1)*len(plan.Tasks)]
-		checked, bad, err := checkSuite(plan, mine)
+		checked, err := checkSuite(plan, mine)
 		if err != nil {
 			return err
 		}
-		runs, failed = append(runs, checked...), failed+bad
+		runs = append(runs, checked...)
 	}
 	pictures, err := drawRuns(tasks)
 	if err != nil {
@@ -105,41 +104,36 @@ func (a *app) runSuite(ctx context.Context, cmd *cobra.Command, file string, f *
 	if !a.json {
 		a.say("results in %s, a picture of each run among them (%d)", f.to, pictures)
 	}
-	if failed > 0 {
-		return fmt.Errorf("experiments %q: %d checks failed", s.Name, failed)
+	if err := checksFailed(runs); err != nil {
+		return fmt.Errorf("experiments %q: %w", s.Name, err)
 	}
 	return nil
 }
 
 // checkSuite holds results against what the file claims, and adds what it finds to
 // them.
-func checkSuite(plan *suite.Plan, tasks []task) (runs []*trace.Run, failed int, err error) {
+func checkSuite(plan *suite.Plan, tasks []task) (runs []*trace.Run, err error) {
 	dirs := map[string]string{}
 	for i, t := range plan.Tasks {
 		dirs[t.Dir] = tasks[i].dir
 	}
 	outcomes, err := plan.Check(func(t suite.Task) (*trace.Result, error) { return trace.Open(dirs[t.Dir]) })
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	for i, o := range outcomes {
 		r, err := trace.Open(tasks[i].dir)
 		if err != nil {
-			return nil, 0, err
+			return nil, err
 		}
 		r.Run.Checks = append(r.Run.Checks, o.Checks...)
 		r.Run.Theory = o.Theory
-		for _, c := range r.Run.Checks {
-			if !c.OK {
-				failed++
-			}
-		}
 		if err := trace.Rewrite(tasks[i].dir, r.Run); err != nil {
-			return nil, 0, err
+			return nil, err
 		}
 		runs = append(runs, r.Run)
 	}
-	return runs, failed, nil
+	return runs, nil
 }
 
 // drawRuns draws the congestion controls of each run on one picture, beside their
