@@ -310,7 +310,7 @@ func (s *Spec) SelectName(name string) (*Ops, error) {
 	var found []*Ops
 	for _, o := range s.Ops {
 		switch {
-		case o.Name != name:
+		case o.Name != name || o.law() != nil:
 		case !o.Optional:
 			return o, nil
 		default:

@@ -29,7 +29,7 @@ import (
 // job is what the host tells a guest to run.
 type job struct {
 	Experiment trace.Experiment
-	Objects    map[string][]byte // of congestion controls beyond the catalogue's, by their names
+	Objects    map[string]object // congestion controls beyond the catalogue's, by their names
 }
 
 const (
@@ -45,7 +45,7 @@ const guestSlack = 10 * time.Minute
 var guestModules = strings.Fields("tun veth ifb sch_netem inet_diag tcp_diag")
 
 // guest makes a guest for one experiment.
-func guest(k *vm.Kernel, e trace.Experiment, objects map[string][]byte, realtime bool) (*vm.Guest, error) {
+func guest(k *vm.Kernel, e trace.Experiment, objects map[string]object, realtime bool) (*vm.Guest, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -59,7 +59,7 @@ func guest(k *vm.Kernel, e trace.Experiment, objects map[string][]byte, realtime
 		Optional: guestModules, Memory: needs(e, objects), Seed: uint32(e.Seed ^ e.Seed>>32), RealTime: realtime, Limit: time.Duration(e.Duration*float64(time.Second)) + guestSlack,
 	}
 	for _, f := range e.Flows {
-		if objects[f.CC] != nil {
+		if objects[f.CC].File != nil {
 			g.Late = append(g.Late, verifyModules...) // whose functions it may call
 		}
 		g.Late = append(g.Late, "tcp_"+f.CC)
@@ -71,10 +71,10 @@ func guest(k *vm.Kernel, e trace.Experiment, objects map[string][]byte, realtime
 const guestMemory = 192 << 20
 
 // needs is the memory of a guest for an experiment, in bytes.
-func needs(e trace.Experiment, objects map[string][]byte) int64 {
+func needs(e trace.Experiment, objects map[string]object) int64 {
 	n := guestMemory + harness.Memory(e)
-	for _, b := range objects {
-		n += mapMemory(b)
+	for _, o := range objects {
+		n += mapMemory(o.File)
 	}
 	return n
 }
@@ -91,8 +91,8 @@ func mapMemory(object []byte) int64 {
 
 // has returns an error if a congestion control is neither among the objects nor in
 // the catalogue, and the kernel does not have it either.
-func has(k *vm.Kernel, name string, objects map[string][]byte) error {
-	if objects[name] != nil || cc.Lookup(name) != nil {
+func has(k *vm.Kernel, name string, objects map[string]object) error {
+	if objects[name].File != nil || cc.Lookup(name) != nil {
 		return nil
 	}
 	names, err := k.CongestionControls()
@@ -152,49 +152,19 @@ func runJob(ctx context.Context) error {
 
 // provide registers a congestion control from the objects or else from the
 // catalogue; one that neither has must be the kernel's own.
-func provide(name string, objects map[string][]byte) error {
-	object := objects[name]
-	if object == nil {
+func provide(name string, objects map[string]object) error {
+	o, ok := objects[name]
+	if !ok {
 		a := cc.Lookup(name)
 		if a == nil {
 			return registry.Require(name)
 		}
-		object = a.Object()
+		o = object{File: a.Object(), Map: a.Name}
 	}
-	spec, err := structops.Parse(object)
-	if err != nil {
+	if err := o.register(name); err != nil {
 		return fmt.Errorf("register %q: %w", name, err)
 	}
-	for _, ops := range spec.Ops {
-		if ops.Name == name {
-			_, err := registry.Register(spec, registry.Options{Map: ops.Map})
-			return err
-		}
-	}
-	return fmt.Errorf("register %q: not in its object", name)
-}
-
-// objectFiles reads the files of --object: each congestion control's object, by the
-// control's name.
-func objectFiles(paths []string) (map[string][]byte, error) {
-	objects := map[string][]byte{}
-	for _, path := range paths {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			return nil, fmt.Errorf("--object: %w", err)
-		}
-		spec, err := structops.Parse(b)
-		if err != nil {
-			return nil, fmt.Errorf("--object %q: %w", path, err)
-		}
-		for _, ops := range spec.Ops {
-			if _, twice := objects[ops.Name]; twice {
-				return nil, fmt.Errorf("--object %q: %q is in another object, too", path, ops.Name)
-			}
-			objects[ops.Name] = b
-		}
-	}
-	return objects, nil
+	return nil
 }
 
 // openKernels finds the guests' kernels.
@@ -216,7 +186,7 @@ func (f *runFlags) openKernels() (kernels []*vm.Kernel, err error) {
 // runInGuests runs the tasks in a guest each, as many side by side as there are
 // processors and memory for. The first that fails ends the others.
 func (a *app) runInGuests(ctx context.Context, f *runFlags, tasks []task) ([]*trace.Run, error) {
-	objects, err := objectFiles(f.objects)
+	objects, err := f.objects.read(f.cc, tasks)
 	if err != nil {
 		return nil, err
 	}

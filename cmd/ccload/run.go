@@ -37,7 +37,8 @@ type runFlags struct {
 	flows, repeat                  int
 	seed                           uint64
 	together, realtime, all        bool
-	kernels, objects               []string
+	kernels                        []string
+	objects                        objectFlags
 }
 
 func (a *app) run() *cobra.Command {
@@ -59,6 +60,7 @@ kept up, and every flow sent something. The status is 3 if a check fails.`,
   ccload run --cc cubic,reno --together --loss 0.01% -o results/rivals
   ccload run --cc bpf_cubic,cubic --vm debian-6.12
   ccload run --cc mine,cubic --vm debian-6.12 --object mine.bpf.o
+  ccload run --cc bpf_cubic,gentle --vm debian-6.12 --object cubic.bpf.o --as gentle --set beta=900
   ccload run experiments/equivalence.yaml --vm debian-6.12`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: cobra.FixedCompletions([]cobra.Completion{"yaml", "yml"}, cobra.ShellCompDirectiveFilterFileExt),
@@ -91,7 +93,7 @@ kept up, and every flow sent something. The status is 3 if a check fails.`,
 	fl.StringVarP(&f.to, "output", "o", "", "`DIR` for the results (default results/TIME-CC…)")
 	fl.StringSliceVar(&f.kernels, "vm", nil, "run in guests with these kernels, in virtual time: `KERNEL[,KERNEL…]`, a name of ccload kernels or a path of a vmlinuz")
 	fl.BoolVar(&f.realtime, "realtime", false, "let the guests' clock be the host's")
-	fl.StringArrayVar(&f.objects, "object", nil, "`FILE.o` with a congestion control for the guests; may be repeated")
+	f.objects.add(fl)
 	fl.BoolVar(&f.all, "all", false, "print a row for each flow, also of more than 20")
 	cmd.RegisterFlagCompletionFunc("cc", nameList)
 	cmd.RegisterFlagCompletionFunc("link", cobra.FixedCompletions([]string{link.Auto, link.Userspace, link.Netem}, cobra.ShellCompDirectiveNoFileComp))

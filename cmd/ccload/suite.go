@@ -27,13 +27,13 @@ func (a *app) runSuite(ctx context.Context, cmd *cobra.Command, file string, f *
 	var wrong []string
 	cmd.LocalFlags().Visit(func(flag *pflag.Flag) {
 		switch flag.Name {
-		case "cc", "vm", "realtime", "object", "output", "json", "all":
+		case "cc", "vm", "realtime", "object", "map", "as", "set", "output", "json", "all":
 		default:
 			wrong = append(wrong, "--"+flag.Name)
 		}
 	})
 	if len(wrong) > 0 {
-		return usagef("%s: the file says that; with a file go --cc, --vm, --realtime, --object, --output and --all", strings.Join(wrong, ", "))
+		return usagef("%s: the file says that; with a file go --cc, --vm, --realtime, --object with --map, --as and --set, --output and --all", strings.Join(wrong, ", "))
 	}
 	b, err := os.ReadFile(file)
 	if err != nil {
