@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"ccload/structops"
@@ -133,4 +134,19 @@ func sharedElsewhere(i *structops.Info) (paths []string) {
 		}
 	}
 	return paths
+}
+
+// pinnedIn is where elsewhere maps that an object pins by name are pinned now; "" if
+// that is nowhere.
+func pinnedIn(now *structops.Info, spec *structops.Spec) string {
+	names := spec.PinsMaps()
+	if len(names) == 0 {
+		return ""
+	}
+	for _, path := range sharedElsewhere(now) {
+		if slices.Contains(names, filepath.Base(path)) {
+			return filepath.Dir(path)
+		}
+	}
+	return ""
 }

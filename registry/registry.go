@@ -81,7 +81,7 @@ func Register(spec *structops.Spec, o Options) (*Registration, error) {
 	if err := free(ops.Name); err != nil {
 		return fail(err)
 	}
-	shares := spec.PinsMaps()
+	shares := len(spec.PinsMaps()) > 0
 	var obj *structops.Object
 	if !shares { // others need not wait for the verifier
 		if obj, err = spec.Load(ops.Map); err != nil {

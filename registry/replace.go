@@ -3,6 +3,7 @@
 package registry
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -20,7 +21,7 @@ type ReplaceOptions struct {
 	Map     string // which tcp_congestion_ops of the object; "": the only one
 	Migrate bool   // give open connections the new code, too
 	Keep    bool   // parameters that were set keep their values, but for those that are set in the new object
-	MapPins string // as in Options
+	MapPins string // as in Options, but for "": where the old code's maps of these names are pinned
 }
 
 // Replacement says what Replace did.
@@ -77,7 +78,7 @@ func Replace(name string, spec *structops.Spec, o ReplaceOptions) (*Replacement,
 	if o.Keep {
 		r.keep(e.info, spec)
 	}
-	spec.MapPins = mapPins(o.MapPins)
+	spec.MapPins = mapPins(cmp.Or(o.MapPins, pinnedIn(e.info, spec)))
 	defer sweepMaps()
 	seen, warnings := survey("")
 	r.Warnings = append(r.Warnings, warnings...)

@@ -205,14 +205,9 @@ func (s *Spec) byName(name string) bool {
 	return s.coll.Maps[name] != nil && s.coll.Maps[name].Pinning == ebpf.PinByName
 }
 
-// PinsMaps says whether the object has maps that are to be pinned by name.
-func (s *Spec) PinsMaps() bool {
-	for name := range s.coll.Maps {
-		if s.byName(name) {
-			return true
-		}
-	}
-	return false
+// PinsMaps are the names of the maps of the object that are to be pinned by them.
+func (s *Spec) PinsMaps() []string {
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(s.coll.Maps)), func(name string) bool { return !s.byName(name) })
 }
 
 // reuse opens the pinned maps.

@@ -68,7 +68,7 @@ fails the old code serves on.`,
 	f := cmd.Flags()
 	f.StringVar(&o.Map, "map", "", "which (`M`) of several congestion controls in the file, by its variable")
 	f.StringArrayVar(&set, "set", nil, "set a tunable, `K=V`; may be repeated")
-	f.StringVar(&o.MapPins, "map-pins", "", "`DIR` on bpffs of maps that the object pins by name (default ccload's own)")
+	f.StringVar(&o.MapPins, "map-pins", "", "`DIR` on bpffs of maps that the object pins by name (default where they are, or ccload's own)")
 	f.BoolVar(&o.Migrate, "migrate", false, "give open sockets the new code, too; they keep their window")
 	f.BoolVar(&log, "log", false, "when the verifier refuses it, print its whole log")
 	cmd.RegisterFlagCompletionFunc("set", settings)

@@ -49,12 +49,17 @@ type private struct {
 
 func (a *app) show() *cobra.Command {
 	return a.withJSON(&cobra.Command{
-		Use:               "show NAME",
-		Short:             "One congestion control, whole",
-		Example:           "  ccload show cubic\n  ccload show bpf_cubic --json",
+		Use:   "show NAME|FILE.o",
+		Short: "One congestion control, whole, or what an object file has",
+		Example: `  ccload show cubic
+  ccload show bpf_cubic --json
+  ccload show mine.bpf.o`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: names(""),
 		RunE: func(_ *cobra.Command, args []string) error {
+			if strings.ContainsRune(args[0], '/') || strings.HasSuffix(args[0], ".o") { // no name has or does
+				return a.showFile(args[0])
+			}
 			d, warnings, err := registry.Lookup(args[0])
 			if err != nil {
 				return err
