@@ -2,7 +2,10 @@
 
 package main
 
-import "fmt"
+import (
+	"fmt"
+	"strconv"
+)
 
 // inFile is what an object file has: what can be known without a kernel.
 type inFile struct {
@@ -61,7 +64,7 @@ func (a *app) fileText(f *inFile) {
 	w := a.table()
 	w.row("  MAP", "NAME", "LINK", "OPTIONAL")
 	for _, c := range f.Controls {
-		w.row("  "+c.Map, c.Name, yes[c.Link], yes[c.Optional])
+		w.row("  "+visible(c.Map), visible(c.Name), yes[c.Link], yes[c.Optional])
 	}
 	w.Flush()
 	for _, c := range f.Controls {
@@ -74,14 +77,23 @@ func (a *app) fileText(f *inFile) {
 		w := a.table()
 		w.row("  NAME", "TYPE", "VALUE", "SET")
 		for _, p := range f.Tunables {
-			w.row("  "+p.Name, p.Type, fmt.Sprint(p.Value), settableAt[p.Running])
+			w.row("  "+visible(p.Name), visible(p.Type), fmt.Sprint(p.Value), settableAt[p.Running])
 		}
 		w.Flush()
 	}
 	if len(f.Pinned) > 0 {
 		a.printf("\nmaps that are pinned by name\n")
 		for _, name := range f.Pinned {
-			a.printf("  %s\n", name)
+			a.printf("  %s\n", visible(name))
 		}
 	}
+}
+
+// visible is a name out of a file, in quotes where it could be more than a word to a
+// terminal, or is nothing.
+func visible(name string) string {
+	if quoted := strconv.QuoteToASCII(name); name == "" || quoted != `"`+name+`"` {
+		return quoted
+	}
+	return name
 }

@@ -358,10 +358,10 @@ func (a *app) verifyText(v *verified, named bool) {
 
 func (a *app) reportText(release, object string, r *structops.Report) {
 	if r.Name != "" && r.Name != object {
-		object += ": " + r.Name
+		object += ": " + visible(r.Name)
 	}
 	if r.Map != r.Name { // as of variants, or of a bad name
-		object += fmt.Sprintf(" (map %s)", r.Map)
+		object += fmt.Sprintf(" (map %s)", visible(r.Map))
 	}
 	if r.Loads {
 		a.printf("%s: %s loads\n", release, object)
