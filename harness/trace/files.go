@@ -15,6 +15,8 @@ import (
 	"github.com/parquet-go/parquet-go"
 	"github.com/parquet-go/parquet-go/compress/zstd"
 	"golang.org/x/sys/unix"
+
+	"ccload/internal/atomicfile"
 )
 
 // The files of a result directory.
@@ -28,6 +30,7 @@ const (
 // different goroutines.
 type Writer struct {
 	dir     string
+	root    *os.Root
 	samples *rows[Sample]
 	links   *rows[LinkSample]
 	reserve *reserve
@@ -35,31 +38,72 @@ type Writer struct {
 }
 
 // Create makes a result directory, and those above it. One that holds a result
-// already is refused.
-func Create(dir string) (*Writer, error) {
+// already is refused, as is a symbolic link: who else may write to the directory above
+// could have put it there. No file that is there already is written to.
+func Create(dir string) (_ *Writer, err error) {
 	fail := func(err error) (*Writer, error) { return nil, fmt.Errorf("results %q: %w", dir, err) }
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return fail(err)
 	}
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fail(err)
+	}
+	root, err := openDir(dir)
+	if err != nil {
+		return fail(err)
+	}
+	w := &Writer{dir: dir, root: root, reserve: &reserve{}}
+	defer func() {
+		if err != nil {
+			w.root.Close()
+			w.reserve.release()
+		}
+	}()
 	for _, name := range []string{runFile, samplesFile, linkFile} {
-		if _, err := os.Lstat(filepath.Join(dir, name)); !errors.Is(err, fs.ErrNotExist) {
+		if _, err := root.Lstat(name); !errors.Is(err, fs.ErrNotExist) {
 			return fail(fmt.Errorf("it holds a result already: %w", fs.ErrExist))
 		}
 	}
-	w := &Writer{dir: dir}
-	var err error
-	if w.reserve, err = newReserve(dir); err != nil {
+	if err := w.reserve.take(root); err != nil {
 		return fail(err)
 	}
-	if w.samples, err = newRows(filepath.Join(dir, samplesFile), w.reserve, func(s *Sample) float64 { return s.Time }); err != nil {
-		w.reserve.release()
+	if w.samples, err = newRows(w, samplesFile, func(s *Sample) float64 { return s.Time }); err != nil {
 		return fail(err)
 	}
-	if w.links, err = newRows(filepath.Join(dir, linkFile), w.reserve, func(s *LinkSample) float64 { return s.Time }); err != nil {
-		w.reserve.release()
-		return fail(errors.Join(err, w.samples.close()))
+	if w.links, err = newRows(w, linkFile, func(s *LinkSample) float64 { return s.Time }); err != nil {
+		w.samples.close()
+		return fail(err)
 	}
 	return w, nil
+}
+
+// openDir opens a directory that is no symbolic link.
+func openDir(dir string) (*os.Root, error) {
+	st, err := os.Lstat(dir)
+	if err != nil {
+		return nil, err
+	}
+	if st.Mode()&fs.ModeSymlink != 0 {
+		return nil, errors.New("refusing a symbolic link: name the directory itself")
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	if opened, err := root.Stat("."); err != nil || !os.SameFile(st, opened) {
+		root.Close()
+		return nil, errors.Join(err, errors.New("it was replaced meanwhile"))
+	}
+	return root, nil
+}
+
+// File makes one more file in the directory.
+func (w *Writer) File(name string) (*os.File, error) {
+	f, err := w.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("results %q: %w", w.dir, err)
+	}
+	return f, nil
 }
 
 // Sample adds a sample. On a full disk the error is ENOSPC, and what was added
@@ -72,39 +116,58 @@ func (w *Writer) Link(s LinkSample) error { return w.links.add(s) }
 
 // Finish writes what is left and then run.json, which makes the result whole.
 func (w *Writer) Finish(r *Run) error {
-	if err := w.Close(); err != nil {
-		return err
+	err := w.end()
+	if err == nil {
+		err = writeRun(w.root, r)
 	}
-	return Rewrite(w.dir, r)
+	if cerr := w.root.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("results %q: %w", w.dir, err)
+	}
+	return nil
 }
 
 // Rewrite puts another run.json in the place of a result directory's: what was
 // found out about the run after its end belongs there too.
 func Rewrite(dir string, r *Run) error {
-	b, err := json.MarshalIndent(r, "", "  ")
+	root, err := openDir(dir)
+	if err == nil {
+		defer root.Close()
+		err = writeRun(root, r)
+	}
 	if err != nil {
 		return fmt.Errorf("results %q: %w", dir, err)
 	}
-	tmp := filepath.Join(dir, "."+runFile)
-	if err := os.WriteFile(tmp, append(b, '\n'), 0o644); err != nil {
-		return fmt.Errorf("results: %w", err)
+	return nil
+}
+
+func writeRun(root *os.Root, r *Run) error {
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
 	}
-	return os.Rename(tmp, filepath.Join(dir, runFile))
+	return atomicfile.Write(root, runFile, append(b, '\n'))
 }
 
 // Close writes what is left. Without Finish the directory has no run.json, and
 // Open says that the run did not end. It may be called again.
 func (w *Writer) Close() error {
+	defer w.root.Close()
+	if err := w.end(); err != nil {
+		return fmt.Errorf("results %q: %w", w.dir, err)
+	}
+	return nil
+}
+
+func (w *Writer) end() error {
 	if w.closed {
 		return nil
 	}
 	w.closed = true
-	err := errors.Join(w.samples.close(), w.links.close())
-	w.reserve.release() // what is left of it is run.json's
-	if err != nil {
-		return fmt.Errorf("results %q: %w", w.dir, err)
-	}
-	return nil
+	defer w.reserve.release() // what is left of it is run.json's
+	return errors.Join(w.samples.close(), w.links.close())
 }
 
 // reserve is room on the disk for the end of a result, for a file without its end
@@ -119,18 +182,15 @@ type reserve struct {
 // reserved is enough for all the rows that wait to be written, and for run.json.
 const reserved = 16 << 20
 
-func newReserve(dir string) (*reserve, error) {
-	r := &reserve{}
-	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return r, nil // a file system that cannot do that goes without
+func (r *reserve) take(root *os.Root) (err error) {
+	if r.file, err = root.OpenFile(".", unix.O_TMPFILE|os.O_WRONLY, 0o600); err != nil {
+		r.file = nil
+		return nil // a file system that cannot do that goes without
 	}
-	r.file = os.NewFile(uintptr(fd), "reserve")
-	if err := unix.Fallocate(fd, 0, 0, reserved); err == unix.ENOSPC {
-		r.release()
-		return nil, fmt.Errorf("not even %d MiB for the end of the result: %w", reserved>>20, err)
+	if err := unix.Fallocate(int(r.file.Fd()), 0, 0, reserved); err == unix.ENOSPC {
+		return fmt.Errorf("not even %d MiB for the end of the result: %w", reserved>>20, err)
 	}
-	return r, nil
+	return nil
 }
 
 func (r *reserve) release() {
@@ -185,14 +245,14 @@ type rows[T any] struct {
 
 const rowsBuffered = 1 << 16
 
-func newRows[T any](path string, reserve *reserve, time func(*T) float64) (*rows[T], error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+func newRows[T any](w *Writer, name string, time func(*T) float64) (*rows[T], error) {
+	f, err := w.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return nil, err
 	}
 	return &rows[T]{
-		file: f, time: time, buf: make([]T, 0, rowsBuffered), reserve: reserve,
-		w: parquet.NewGenericWriter[T](sparing{f, reserve}, parquet.Compression(&zstd.Codec{}),
+		file: f, time: time, buf: make([]T, 0, rowsBuffered), reserve: w.reserve,
+		w: parquet.NewGenericWriter[T](sparing{f, w.reserve}, parquet.Compression(&zstd.Codec{}),
 			parquet.MaxRowsPerRowGroup(rowsBuffered), parquet.CreatedBy("ccload", "", "")),
 	}, nil
 }

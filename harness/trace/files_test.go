@@ -251,3 +251,80 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("another result on a full disk: %v", err)
 	}
 }
+
+// Whoever else may write to the directories cannot choose what is overwritten, nor
+// where files are made.
+func TestCreateLinks(t *testing.T) {
+	victims := t.TempDir()
+	theirs := filepath.Join(victims, "theirs")
+	if err := os.WriteFile(theirs, []byte("theirs"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	link := func(dir, name, to string) {
+		t.Helper()
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	untouched := func() {
+		t.Helper()
+		if b, err := os.ReadFile(theirs); err != nil || string(b) != "theirs" {
+			t.Errorf("what the link points to: %q, %v", b, err)
+		}
+		if all, err := os.ReadDir(victims); err != nil || len(all) != 1 {
+			t.Errorf("the directory that the link points to: %v, %v", all, err)
+		}
+	}
+	for _, name := range []string{runFile, samplesFile, linkFile} {
+		for _, to := range []string{theirs, filepath.Join(victims, "new")} {
+			dir := filepath.Join(t.TempDir(), "a")
+			link(dir, name, to)
+			if _, err := Create(dir); !errors.Is(err, fs.ErrExist) {
+				t.Errorf("with a link named %s: %v", name, err)
+			}
+			untouched()
+		}
+	}
+	// The name that run.json had until it was whole, and that of a further file.
+	dir := filepath.Join(t.TempDir(), "a")
+	link(dir, "."+runFile, theirs)
+	run := write(t, dir, 10)
+	more := filepath.Join(t.TempDir(), "a")
+	link(more, "console.log", theirs)
+	w, err := Create(more)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if _, err := w.File("console.log"); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("a further file, whose name is taken: %v", err)
+	}
+	if _, err := Open(dir); err != nil {
+		t.Error(err)
+	}
+	if err := os.Remove(filepath.Join(dir, runFile)); err != nil {
+		t.Fatal(err)
+	}
+	link(dir, runFile, theirs)
+	if err := Rewrite(dir, run); err != nil {
+		t.Error(err)
+	}
+	if st, err := os.Lstat(filepath.Join(dir, runFile)); err != nil || !st.Mode().IsRegular() {
+		t.Errorf("%s is not a file: %v, %v", runFile, st, err)
+	}
+	untouched()
+	// The directory itself.
+	dir = t.TempDir()
+	link(dir, "a", victims)
+	for _, err := range []error{second(Create(filepath.Join(dir, "a"))), Rewrite(filepath.Join(dir, "a"), run)} {
+		if err == nil || !strings.Contains(err.Error(), "refusing a symbolic link") {
+			t.Errorf("the directory is a link: %v", err)
+		}
+	}
+	untouched()
+}
+
+func second(_ *Writer, err error) error { return err }

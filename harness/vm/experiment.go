@@ -8,8 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"time"
 
 	"ccload/harness"
@@ -38,9 +36,9 @@ func (g *Guest) Experiment(ctx context.Context, e trace.Experiment, opt harness.
 		return nil, err
 	}
 	defer w.Close()
-	console, err := os.OpenFile(filepath.Join(opt.Dir, consoleFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	console, err := w.File(consoleFile)
 	if err != nil {
-		return nil, fmt.Errorf("results %q: %w", opt.Dir, err)
+		return nil, err
 	}
 	defer console.Close()
 
@@ -55,6 +53,7 @@ func (g *Guest) Experiment(ctx context.Context, e trace.Experiment, opt harness.
 		r = &trace.Run{
 			Format: trace.Format, Kernel: g.Kernel.Release, Seed: e.Seed, Experiment: e, Incomplete: true,
 			Link: trace.LinkResult{Link: e.Link}, Flows: []trace.FlowResult{}, Checks: []trace.Check{}, Warnings: []string{},
+			Sysctls: map[string]string{}, Offloads: map[string]bool{},
 		}
 		if err != nil {
 			r.Warnings = append(r.Warnings, err.Error())

@@ -13,6 +13,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -127,6 +128,9 @@ func checkConfig(config string, modules bool) error {
 	return nil
 }
 
+// isRelease says whether it may be what uname -r tells.
+var isRelease = regexp.MustCompile(`^[0-9][0-9A-Za-z._+~:-]*$`).MatchString
+
 // parseRelease reads the release out of the boot protocol's header
 // (Documentation/arch/x86/boot.rst: setup_sects at 0x1f1, syssize at 0x1f4, "HdrS"
 // at 0x202, kernel_version at 0x20e, xloadflags at 0x236).
@@ -159,6 +163,9 @@ func parseRelease(r io.ReaderAt) (string, error) {
 	release, _, ok := strings.Cut(string(version[:n]), " ")
 	if !ok || release == "" || strings.ContainsRune(release, 0) {
 		return "", errors.New("the image does not tell its release")
+	}
+	if !isRelease(release) { // it will name directories
+		return "", fmt.Errorf("its release %q is not one", release)
 	}
 	return release, nil
 }

@@ -375,7 +375,7 @@ func command(ctx context.Context, dir, name string, args ...string) (string, err
 // lock takes a file's lock, which ends with the process. Where another has it, it
 // calls waiting and waits.
 func lock(ctx context.Context, path string, waiting func()) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o644)
 	if err != nil {
 		return nil, err
 	}

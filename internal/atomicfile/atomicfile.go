@@ -41,5 +41,8 @@ func Write(dir *os.Root, name string, content []byte) (err error) {
 	if err := f.Close(); err != nil {
 		return err
 	}
+	if err := fault.At("rename to " + name); err != nil {
+		return err
+	}
 	return dir.Rename(temp, name)
 }

@@ -85,9 +85,9 @@ func lock(t testing.TB) {
 	held.Lock()
 	defer held.Unlock()
 	if held.n == 0 {
-		f, err := os.OpenFile("/run/lock/ccload-test", os.O_CREATE|os.O_RDWR, 0o600)
+		f, err := os.OpenFile("/run/lock/ccload-test", os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
 		if errors.Is(err, fs.ErrNotExist) {
-			f, err = os.OpenFile("/run/ccload-test.lock", os.O_CREATE|os.O_RDWR, 0o600)
+			f, err = os.OpenFile("/run/ccload-test.lock", os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
 		}
 		if err != nil {
 			t.Fatal(err)
