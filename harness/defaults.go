@@ -11,7 +11,10 @@ import (
 	"ccload/harness/trace"
 )
 
-// What an experiment may ask for.
+// MaxFlows is how many flows an experiment may have.
+const MaxFlows = 1000
+
+// What else it may ask for.
 const (
 	minRate, maxRate         = 10e3, 10e9 // bit/s
 	minOffered               = 8.0        // bit/s that an application has to send
@@ -19,9 +22,8 @@ const (
 	maxBuffer                = 1 << 20    // packets
 	minMTU, maxMTU           = 576, 9000  // bytes
 	maxBurst                 = 65535      // segments
-	maxFlows                 = 1000
-	maxDuration              = 86400.0 // s
-	maxJitter                = 3600.0  // s
+	maxDuration              = 86400.0    // s
+	maxJitter                = 3600.0     // s
 	minInterval, maxInterval = 1e-3, 60.0
 )
 
@@ -149,8 +151,8 @@ func Defaults(e trace.Experiment) (trace.Experiment, error) {
 		return fail("jitter of %g s: from 0 to %g s", e.Jitter, maxJitter)
 	}
 
-	if len(e.Flows) < 1 || len(e.Flows) > maxFlows {
-		return fail("%d flows: from 1 to %d", len(e.Flows), maxFlows)
+	if len(e.Flows) < 1 || len(e.Flows) > MaxFlows {
+		return fail("%d flows: from 1 to %d", len(e.Flows), MaxFlows)
 	}
 	e.Flows = append([]trace.Flow(nil), e.Flows...)
 	numbered := false

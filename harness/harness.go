@@ -199,7 +199,7 @@ func setUp(e trace.Experiment, opt Options) (_ *experiment, err error) {
 	x := &experiment{Experiment: e, progress: opt.Progress, run: &trace.Run{
 		Format: trace.Format, Dir: opt.Dir, Seed: e.Seed, Experiment: e,
 		Objects: opt.Objects, Versions: opt.Versions,
-		Link: trace.LinkResult{Link: e.Link}, Checks: []trace.Check{}, Warnings: append([]string{}, e.Rounded...),
+		Link: trace.LinkResult{Link: e.Link}, Flows: []trace.FlowResult{}, Checks: []trace.Check{}, Warnings: append([]string{}, e.Rounded...),
 	}}
 	defer func() {
 		if err != nil {

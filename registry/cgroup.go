@@ -477,5 +477,5 @@ func GroupSelections(dir string) ([]Selection, error) {
 	if live := liveGroups()[g.pin()]; live != nil {
 		return live.selections(g.name), nil
 	}
-	return nil, nil
+	return []Selection{}, nil
 }

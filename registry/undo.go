@@ -452,7 +452,7 @@ func restore(match func(key) bool, group func(uint64) bool) (*Restoration, error
 		return fail(err)
 	}
 	defer unlock()
-	r := &Restoration{}
+	r := &Restoration{Restored: []Restored{}}
 	errs := []error{r.groups(group)}
 	j, err := openJournal(false)
 	if err != nil {

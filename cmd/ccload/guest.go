@@ -319,7 +319,7 @@ func (p *guestsProgress) draw() {
 	if spent == 0 {
 		line += "; booting"
 	}
-	fmt.Fprintf(p.a.err, "\r%s\x1b[K", line)
+	fmt.Fprintf(p.a.tty, "\r%s\x1b[K", line)
 }
 
 func (p *guestsProgress) close() {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -99,9 +100,7 @@ func (a *app) table() table { return table{tabwriter.NewWriter(a.out, 0, 8, 2, '
 
 func (t table) row(cells ...string) {
 	for i, c := range cells {
-		if c == "" {
-			cells[i] = "-"
-		}
+		cells[i] = cmp.Or(oneLine(c), "-")
 	}
 	t.Write([]byte(strings.Join(cells, "\t") + "\n"))
 }

@@ -61,6 +61,7 @@ func garbage(collect bool) {
 type app struct {
 	out     *bufio.Writer // results
 	err     io.Writer     // talk
+	tty     io.Writer     // where talk goes in the end, for what moves the cursor on purpose
 	verbose bool
 	json    bool
 }
@@ -83,13 +84,20 @@ func (h hinted) Unwrap() error { return h.error }
 var errSilent = errors.New("failed")
 
 func run(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writer) int {
-	a := &app{out: bufio.NewWriter(stdout), err: stderr}
+	a := &app{out: bufio.NewWriter(&plainWriter{w: stdout}), err: &plainWriter{w: stderr}, tty: stderr}
 	root := a.root()
 	root.SetArgs(args)
 	root.SetOut(a.out)
-	root.SetErr(stderr)
+	root.SetErr(a.err)
 	started := false // what fails before a verb starts is misuse
-	root.PersistentPreRun = func(*cobra.Command, []string) { started = true }
+	root.PersistentPreRunE = func(cmd *cobra.Command, args []string) error {
+		if err := checkEmpty(cmd, args); err != nil {
+			return err
+		}
+		started = true
+		return nil
+	}
+	root.SetFlagErrorFunc(flagError)
 
 	err := root.ExecuteContext(ctx)
 	if ferr := a.out.Flush(); err == nil && ferr != nil {
@@ -105,9 +113,9 @@ func run(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writ
 		err = signal
 	}
 	if !errors.Is(err, errSilent) {
-		fmt.Fprintf(stderr, "ccload: %s\n", strings.TrimSpace(err.Error()))
+		a.say("ccload: %s", strings.TrimSpace(err.Error()))
 		if h := hint(err); h != "" {
-			fmt.Fprintf(stderr, "hint: %s\n", h)
+			a.say("hint: %s", h)
 		}
 	}
 	if stopped {
@@ -181,12 +189,20 @@ func (a *app) print(result any, text func()) error {
 	return enc.Encode(result)
 }
 
-func (a *app) printf(format string, args ...any) { fmt.Fprintf(a.out, format, args...) }
+// printf prints a part of a result. Texts stay in one line, but for lines.
+func (a *app) printf(format string, args ...any) {
+	for i, arg := range args {
+		if s, ok := arg.(string); ok {
+			args[i] = plain(s, "\t")
+		}
+	}
+	fmt.Fprintf(a.out, format, args...)
+}
 
 // say talks to the user; sayv only if that is wanted.
 func (a *app) say(format string, args ...any) {
 	a.out.Flush() // so that talk and results keep their order on a terminal
-	fmt.Fprintf(a.err, format+"\n", args...)
+	fmt.Fprintln(a.err, abridged(fmt.Sprintf(format, args...)))
 }
 
 func (a *app) sayv(format string, args ...any) {

@@ -18,6 +18,7 @@ import (
 
 	"ccload/harness"
 	"ccload/harness/link"
+	"ccload/harness/suite"
 	"ccload/harness/trace"
 	"ccload/harness/vm"
 	"ccload/internal/change"
@@ -32,6 +33,7 @@ type runFlags struct {
 	cc                             []string
 	link                           string
 	rate, rtt, buffer, loss, ecn   string
+	mtu                            string
 	duration, interval, perAck, to string
 	jitter                         string
 	flows, repeat                  int
@@ -80,6 +82,7 @@ kept up, and every flow sent something. The status is 3 if a check fails.`,
 	fl.StringVar(&f.rate, "rate", "50mbit", "`RATE` of the bottleneck: bit, kbit, mbit, gbit")
 	fl.StringVar(&f.rtt, "rtt", "40ms", "two-way delay of the empty link, a `TIME`: us, ms, s")
 	fl.StringVar(&f.buffer, "buffer", "1bdp", "`SIZE` of the bottleneck's buffer: 1bdp, 100p (packets), 150kb")
+	fl.StringVar(&f.mtu, "mtu", "1500", "`BYTES` of the link's largest packets, 576 to 9000")
 	fl.StringVar(&f.loss, "loss", "", "`LOSS` on purpose: 0.01% at random, or exactly 1/10000")
 	fl.StringVar(&f.ecn, "ecn", "", "mark CE when more than `N` packets wait, such as 20p")
 	fl.IntVar(&f.flows, "flows", 1, "`N` flows of each congestion control")
@@ -125,8 +128,8 @@ func (a *app) runAll(ctx context.Context, f *runFlags) error {
 		return err
 	}
 	runs, err := a.runTasks(ctx, f, f.tasks(base, kernels))
-	if err == nil || len(runs) > 0 {
-		err = errors.Join(err, a.printRuns(runs, f.all))
+	if err == nil || a.someRuns(runs, err) {
+		err = errors.Join(err, a.printRuns(f.to, runs, f.all))
 	}
 	if err == nil && !a.json {
 		a.say("results in %s; to draw them: ccload plot %[1]s", f.to)
@@ -165,6 +168,9 @@ func (a *app) runTasks(ctx context.Context, f *runFlags, tasks []task) (_ []*tra
 		if tasks[i].exp, err = harness.Defaults(tasks[i].exp); err != nil {
 			return nil, usageError{err}
 		}
+		if err := noLinks(f.to, tasks[i].dir); err != nil {
+			return nil, err
+		}
 	}
 	over, err := change.Begin() // what there is when a signal comes is kept
 	if err != nil {
@@ -175,6 +181,22 @@ func (a *app) runTasks(ctx context.Context, f *runFlags, tasks []task) (_ []*tra
 		return a.runInGuests(ctx, f, tasks)
 	}
 	return a.runHere(ctx, f, tasks)
+}
+
+// noLinks refuses symbolic links on the way from one directory to another below it:
+// who else may write there could have made them, and have results written elsewhere.
+func noLinks(from, to string) error {
+	rel, err := filepath.Rel(from, to)
+	if err != nil {
+		return err
+	}
+	for part := range strings.SplitSeq(rel, "/") {
+		from = filepath.Join(from, part)
+		if st, err := os.Lstat(from); err == nil && st.Mode()&os.ModeSymlink != 0 {
+			return fmt.Errorf("results %q: refusing a symbolic link: name the directory itself", from)
+		}
+	}
+	return nil
 }
 
 // runHere runs the tasks one after the other on this machine's kernel.
@@ -217,15 +239,15 @@ func (f *runFlags) experiment() (e trace.Experiment, err error) {
 		if slices.Contains(f.cc[:i], name) {
 			return e, fmt.Errorf("--cc %q: twice; --flows N gives it several flows", name)
 		}
-		if name == "" || strings.ContainsRune(name, '/') {
-			return e, fmt.Errorf("--cc %q: not a name", name)
+		if _, err := harness.ParseCC(name); err != nil {
+			return e, fmt.Errorf("--cc: %w", err)
 		}
 	}
-	if f.flows < 1 {
-		return e, fmt.Errorf("--flows %d: at least 1", f.flows)
+	if f.flows < 1 || f.flows > harness.MaxFlows {
+		return e, fmt.Errorf("--flows %d: from 1 to %d", f.flows, harness.MaxFlows)
 	}
-	if f.repeat < 1 {
-		return e, fmt.Errorf("--repeat %d: at least 1", f.repeat)
+	if f.repeat < 1 || f.repeat > suite.MaxRepeat {
+		return e, fmt.Errorf("--repeat %d: from 1 to %d", f.repeat, suite.MaxRepeat)
 	}
 	switch f.perAck {
 	case "auto", "on":
@@ -240,7 +262,10 @@ func (f *runFlags) experiment() (e trace.Experiment, err error) {
 	default:
 		return e, fmt.Errorf("--link %q: %s, %s or %s", f.link, link.Auto, link.Userspace, link.Netem)
 	}
-	e.Seed, e.Link.MTU = f.seed, 1500
+	e.Seed = f.seed
+	if e.Link.MTU, err = harness.ParseMTU(f.mtu); err != nil { // before the buffer
+		return e, fmt.Errorf("--mtu: %w", err)
+	}
 	for _, q := range []struct {
 		flag, text string
 		parse      func(string) (float64, error)
@@ -322,19 +347,19 @@ func (a *app) progress(name string) func(elapsed, total time.Duration) {
 		return nil
 	}
 	return func(elapsed, total time.Duration) {
-		fmt.Fprintf(a.err, "\r%s: %.0f of %.0f s\x1b[K", name, elapsed.Seconds(), total.Seconds())
+		fmt.Fprintf(a.tty, "\r%s: %.0f of %.0f s\x1b[K", oneLine(name), elapsed.Seconds(), total.Seconds())
 	}
 }
 
 func (a *app) progressOver() {
 	if a.terminal() {
-		fmt.Fprint(a.err, "\r\x1b[K")
+		fmt.Fprint(a.tty, "\r\x1b[K")
 	}
 }
 
 // terminal says whether the talk goes to a terminal.
 func (a *app) terminal() bool {
-	f, ok := a.err.(*os.File)
+	f, ok := a.tty.(*os.File)
 	if !ok {
 		return false
 	}

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"regexp"
@@ -17,15 +18,24 @@ import (
 // quantiles.
 const rowsMost = 20
 
-// printRuns prints the results: as JSON one run as it is, several as an array; as
-// text in tables, with a row for each flow where that is wanted or where they are few.
-func (a *app) printRuns(runs []*trace.Run, all bool) error {
+// measuredRuns is what run did: one document, however many runs there are.
+type measuredRuns struct {
+	Dir  string       `json:"dir"` // that of all results
+	Runs []*trace.Run `json:"runs"`
+}
+
+// someRuns says whether what there is of runs that failed is to be printed: for
+// programs also that there is nothing.
+func (a *app) someRuns(runs []*trace.Run, err error) bool {
+	_, misuse := errors.AsType[usageError](err)
+	return len(runs) > 0 || a.json && !misuse
+}
+
+// printRuns prints the results: as text in tables, with a row for each flow where
+// that is wanted or where they are few.
+func (a *app) printRuns(dir string, runs []*trace.Run, all bool) error {
 	a.warnRuns(runs)
-	var result any = runs
-	if len(runs) == 1 {
-		result = runs[0]
-	}
-	return a.print(result, func() {
+	return a.print(measuredRuns{dir, append([]*trace.Run{}, runs...)}, func() {
 		flows := 0
 		for _, r := range runs {
 			flows += len(r.Flows)

@@ -42,7 +42,7 @@ func printed(t *testing.T, runs []*trace.Run, all bool) (out, talk []string) {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
 	a := &app{out: bufio.NewWriter(&stdout), err: &stderr}
-	if err := a.printRuns(runs, all); err != nil {
+	if err := a.printRuns("results", runs, all); err != nil {
 		t.Fatal(err)
 	}
 	a.out.Flush()

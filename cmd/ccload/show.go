@@ -121,7 +121,7 @@ func (a *app) showText(s *shown) {
 	w := a.table()
 	line := func(key, value string) {
 		if value != "" {
-			w.Write([]byte("  " + key + "\t" + value + "\n"))
+			w.Write([]byte("  " + key + "\t" + oneLine(value) + "\n"))
 		}
 	}
 	line("kind", strings.TrimSpace(string(s.Kind)+" "+s.Module))

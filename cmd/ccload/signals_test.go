@@ -59,7 +59,7 @@ func appears(ts *testscript.TestScript, neg bool, args []string) {
 // signalled runs a command, sends it signals once a file is there or a time is over,
 // and wants the exit status that says so: signalled SIGNAL[,SIGNAL…] FILE|TIME
 // COMMAND… With one signal the file is removed at once, with two at the end; the status
-// is the last one's.
+// is the last one's. What it has printed is in a file named said.
 func signalled(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 3 {
 		ts.Fatalf("usage: signalled SIGNAL[,SIGNAL…] FILE|TIME COMMAND…")
@@ -102,6 +102,7 @@ func signalled(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	os.Remove(ts.MkAbs(args[1]))
 	ts.Logf("%s%s(ended %v after the signal)", &out, &talk, time.Since(sent).Round(time.Millisecond))
+	ts.Check(os.WriteFile(ts.MkAbs("said"), out.Bytes(), 0o600))
 	want := 128 + int(unix.SignalNum("SIG"+signals[len(signals)-1]))
 	got := 0
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {

@@ -80,8 +80,8 @@ func (a *app) runSuite(ctx context.Context, cmd *cobra.Command, file string, f *
 	}
 	runs, err := a.runTasks(ctx, f, tasks)
 	if err != nil {
-		if len(runs) > 0 {
-			err = errors.Join(err, a.printRuns(runs, f.all))
+		if a.someRuns(runs, err) {
+			err = errors.Join(err, a.printRuns(f.to, runs, f.all))
 		}
 		return err
 	}
@@ -98,7 +98,7 @@ func (a *app) runSuite(ctx context.Context, cmd *cobra.Command, file string, f *
 	if err != nil {
 		return err
 	}
-	if err := a.printSuite(runs, f.all); err != nil {
+	if err := a.printSuite(f.to, runs, f.all); err != nil {
 		return err
 	}
 	if !a.json {
@@ -158,8 +158,8 @@ func drawRuns(tasks []task) (pictures int, err error) {
 }
 
 // printSuite prints the runs and their checks.
-func (a *app) printSuite(runs []*trace.Run, all bool) error {
-	if err := a.printRuns(runs, all); err != nil || a.json {
+func (a *app) printSuite(dir string, runs []*trace.Run, all bool) error {
+	if err := a.printRuns(dir, runs, all); err != nil || a.json {
 		return err
 	}
 	a.printf("\n")

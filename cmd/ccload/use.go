@@ -106,11 +106,6 @@ func (f *useFlags) check(cmd *cobra.Command, name string) error {
 		}
 		return found
 	}
-	for _, flag := range []string{"netns", "route", "cgroup", "split"} {
-		if given(flag) != nil && cmd.Flag(flag).Value.String() == "" {
-			return usagef("--%s: it is empty", flag)
-		}
-	}
 	where := given("route", "cgroup", "sockets")
 	switch {
 	case f.lock && f.route == "":

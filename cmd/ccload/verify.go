@@ -265,7 +265,10 @@ func (d *verdict) inGuest(ctx context.Context, k *vm.Kernel, obj []byte, mapName
 	if err != nil {
 		return err
 	}
-	args := []string{"verify", verifyObject, "--json", "--map", mapName}
+	args := []string{"verify", verifyObject, "--json"}
+	if mapName != "" {
+		args = append(args, "--map", mapName)
+	}
 	if log {
 		args = append(args, "--log")
 	}
@@ -342,7 +345,7 @@ func (a *app) verifyText(v *verified, named bool) {
 			a.printf("\n")
 		}
 		if d.Error != "" {
-			a.printf("%s: %s: not tried: %s\n", d.Release, v.Object, d.Error)
+			a.printf("%s: %s: not tried: %s\n", d.Release, v.Object, lines(d.Error))
 		}
 		for n, r := range d.Maps {
 			if n > 0 {

@@ -21,6 +21,9 @@ import (
 // oneRTT stands for a jitter of one RTT until the link is known.
 const oneRTT = -1
 
+// MaxRepeat is how often one run may be repeated.
+const MaxRepeat = 1000
+
 // word is what may be the name of a directory.
 var word = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
@@ -178,7 +181,7 @@ func (r *run) parse(n *yaml.Node, l *link, more yamlfile.Fields) error {
 		"silent":   yamlfile.Value(&e.Silent, yamlfile.Bool),
 		"interval": yamlfile.Value(&e.Interval, harness.ParseTime),
 		"per_ack":  yamlfile.Value(&e.PerAck, yamlfile.Bool),
-		"repeat":   yamlfile.Value(&r.repeat, yamlfile.Whole(1, 1000)),
+		"repeat":   yamlfile.Value(&r.repeat, yamlfile.Whole(1, MaxRepeat)),
 		"from":     yamlfile.Value(&r.from, harness.ParseTime),
 		"until":    yamlfile.Value(&r.until, harness.ParseTime),
 		"epochs": func(n *yaml.Node) error {
@@ -196,7 +199,7 @@ func (r *run) parse(n *yaml.Node, l *link, more yamlfile.Fields) error {
 			e.Flows = nil
 			if yamlfile.Resolved(n).Kind == yaml.ScalarNode {
 				var count int
-				err := yamlfile.Value(&count, yamlfile.Whole(1, 1000))(n)
+				err := yamlfile.Value(&count, yamlfile.Whole(1, harness.MaxFlows))(n)
 				for range count {
 					e.Flows = append(e.Flows, trace.Flow{CC: underTest})
 				}
