@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"codeberg.org/go-pdf/fpdf"
 	"gonum.org/v1/plot"
@@ -83,7 +84,25 @@ func drawPNG(p *picture) (io.WriterTo, error) {
 
 func drawSVG(p *picture) (io.WriterTo, error) {
 	c := vgsvg.New(width, p.height())
-	return c, p.draw(draw.New(c))
+	return wellFormed{c}, p.draw(draw.New(c))
+}
+
+// wellFormed is an SVG without the control characters that XML has no place for: the
+// names in results come from anybody.
+type wellFormed struct{ io.WriterTo }
+
+func (svg wellFormed) WriteTo(w io.Writer) (int64, error) {
+	var b bytes.Buffer
+	if _, err := svg.WriterTo.WriteTo(&b); err != nil {
+		return 0, err
+	}
+	n, err := w.Write(bytes.Map(func(r rune) rune {
+		if unicode.IsControl(r) && r != '\n' && r != '\t' || r == 0xfffe || r == 0xffff {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, b.Bytes()))
+	return int64(n), err
 }
 
 func drawPDF(p *picture) (io.WriterTo, error) {

@@ -116,6 +116,21 @@ func words(t *testing.T, b []byte) map[string]bool {
 	}
 }
 
+// Whatever the names in a result are, an SVG is one.
+func TestSaveNames(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "picture.svg")
+	if _, err := Save(path, []*trace.Result{result("re\x1b[2J<b>&\u009b\xff\uffffno", 100)}); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "re\ufffd[2J<b>&\ufffd\ufffd\ufffdno"; !words(t, b)[want] {
+		t.Errorf("%q is not in it", want)
+	}
+}
+
 func TestSaveRefuses(t *testing.T) {
 	dir := t.TempDir()
 	if _, err := Save(filepath.Join(dir, "x.gif"), []*trace.Result{result("cubic", 100)}); !errors.Is(err, ErrFormat) {
