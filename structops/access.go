@@ -71,88 +71,145 @@ func (m *machine) join(o *machine) (lost bool) {
 // are computed with in other ways than by constants, they are lost: what is found
 // is there, and not everything is found.
 func (s *Spec) accesses(p *ebpf.ProgramSpec, proto *btf.FuncProto) (found []access) {
-	insns := p.Instructions
-	offset := make([]int, len(insns)) // as the verifier counts
-	index, function := map[int]int{}, map[string]int{}
-	raw := 0
-	for i := range insns {
-		offset[i], index[raw] = raw, i
-		if name := insns[i].Symbol(); name != "" {
-			function[name] = i
-		}
-		raw += int(insns[i].Width())
-	}
-	before := make([]*machine, len(insns))
-	var todo []int
-	reach := func(i int, m *machine) {
-		if i < 0 || i >= len(insns) {
-			return
-		}
-		if before[i] == nil {
-			before[i] = m.clone()
-		} else if !before[i].join(m) {
-			return
-		}
-		todo = append(todo, i)
-	}
-	start := &machine{stack: map[int16]held{}}
+	w := s.newTour(p)
+	start := &machine{}
 	start.regs[asm.R1] = held{kind: heldContext}
-	reach(0, start)
-	for len(todo) > 0 {
-		i := todo[len(todo)-1]
-		todo = todo[:len(todo)-1]
-		ins, m := &insns[i], before[i].clone()
-		s.step(ins, m, proto)
-		switch class := ins.OpCode.Class(); {
-		case !class.IsJump():
-			reach(i+1, m)
-		case ins.OpCode.JumpOp() == asm.Exit:
-		case ins.OpCode.JumpOp() == asm.Call:
-			if f, ok := function[ins.Reference()]; ok && ins.IsFunctionCall() {
-				callee := &machine{stack: map[int16]held{}}
-				copy(callee.regs[asm.R1:asm.R6], before[i].regs[asm.R1:asm.R6])
-				reach(f, callee)
-			}
-			reach(i+1, m)
-		default:
-			to := offset[i] + 1 + int(ins.Offset)
-			if ins.OpCode.JumpOp() == asm.Ja && class == asm.Jump32Class {
-				to = offset[i] + 1 + int(ins.Constant)
-			}
-			if t, ok := index[to]; ok {
-				reach(t, m)
-			}
-			if ins.OpCode.JumpOp() != asm.Ja {
-				reach(i+1, m)
-			}
-		}
+	w.reach(0, start)
+	for len(w.todo) > 0 {
+		i := w.todo[len(w.todo)-1]
+		w.todo = w.todo[:len(w.todo)-1]
+		w.block(i, proto, nil)
 	}
-	for i, m := range before {
-		if m == nil {
-			continue
-		}
-		ins := &insns[i]
-		var base held
-		switch ins.OpCode.Class() {
-		case asm.LdXClass:
-			base = m.regs[ins.Src]
-		case asm.StClass, asm.StXClass:
-			base = m.regs[ins.Dst]
-		}
-		if base.kind == heldPointer {
-			found = append(found, access{
-				of: base.of, arg: base.arg, private: base.private, off: base.off + int(ins.Offset), size: ins.OpCode.Size().Sizeof(),
-				fixed: !base.private && btf.CORERelocationMetadata(ins) == nil, at: offset[i],
-			})
+	for i, m := range w.before {
+		if m != nil {
+			w.block(i, proto, &found)
 		}
 	}
 	return found
 }
 
-// step is what an instruction does to what is known.
-func (s *Spec) step(ins *asm.Instruction, m *machine, proto *btf.FuncProto) {
+// tour is a way through a program.
+type tour struct {
+	insns   asm.Instructions
+	offset  []int               // of an instruction, as the verifier counts
+	index   []int               // the other way round; -1 within one
+	begins  map[string]int      // functions
+	entered []bool              // jumps or calls lead here, too
+	members map[int]*btf.Member // to whose offsets instructions are relocated
+	before  []*machine          // where a block begins that something leads to
+	todo    []int               // blocks
+}
+
+func (s *Spec) newTour(p *ebpf.ProgramSpec) *tour {
+	n := len(p.Instructions)
+	w := &tour{
+		insns: p.Instructions, offset: make([]int, n), index: make([]int, 0, n), begins: map[string]int{},
+		entered: make([]bool, n), members: map[int]*btf.Member{}, before: make([]*machine, n),
+	}
+	for i := range w.insns {
+		ins := &w.insns[i]
+		w.offset[i], w.index = len(w.index), append(w.index, i)
+		if ins.Width() == 2 {
+			w.index = append(w.index, -1)
+		}
+		if name := ins.Symbol(); name != "" {
+			w.begins[name], w.entered[i] = i, true
+		}
+		if m := s.member(ins); m != nil {
+			w.members[i] = m
+		}
+	}
+	for i := range w.insns {
+		if to := w.target(i); to >= 0 {
+			w.entered[to] = true
+		}
+	}
+	return w
+}
+
+// target is where a jump leads, or -1.
+func (w *tour) target(i int) int {
+	ins := &w.insns[i]
+	class, op := ins.OpCode.Class(), ins.OpCode.JumpOp()
+	if !class.IsJump() || op == asm.Exit || op == asm.Call {
+		return -1
+	}
+	by := int(ins.Offset)
+	if op == asm.Ja && class == asm.Jump32Class {
+		by = int(ins.Constant)
+	}
+	if at := w.offset[i] + 1 + by; at >= 0 && at < len(w.index) {
+		return w.index[at]
+	}
+	return -1
+}
+
+// reach notes what is known where a block begins, and that it is to be walked
+// through if that is new.
+func (w *tour) reach(i int, m *machine) {
+	if i >= len(w.insns) {
+		return
+	}
+	if w.before[i] == nil {
+		w.before[i] = m.clone()
+	} else if !w.before[i].join(m) {
+		return
+	}
+	w.todo = append(w.todo, i)
+}
+
+// block walks to the block's end; or if found is given, only notes what is accessed.
+func (w *tour) block(i int, proto *btf.FuncProto, found *[]access) {
+	m := w.before[i].clone()
+	for {
+		ins := &w.insns[i]
+		class, op := ins.OpCode.Class(), ins.OpCode.JumpOp()
+		if found != nil {
+			w.note(i, m, found)
+		} else if f, ok := w.begins[ins.Reference()]; ok && ins.IsFunctionCall() {
+			callee := &machine{}
+			copy(callee.regs[asm.R1:asm.R6], m.regs[asm.R1:asm.R6])
+			w.reach(f, callee)
+		}
+		step(ins, w.members[i], m, proto)
+		if to := w.target(i); to >= 0 && found == nil {
+			w.reach(to, m)
+		}
+		if i++; class.IsJump() && (op == asm.Exit || op == asm.Ja) || i >= len(w.insns) {
+			return
+		}
+		if w.entered[i] {
+			if found == nil {
+				w.reach(i, m)
+			}
+			return
+		}
+	}
+}
+
+// note appends an access through a pointer that is known.
+func (w *tour) note(i int, m *machine, found *[]access) {
+	ins := &w.insns[i]
+	var base held
+	switch ins.OpCode.Class() {
+	case asm.LdXClass:
+		base = m.regs[ins.Src%11]
+	case asm.StClass, asm.StXClass:
+		base = m.regs[ins.Dst%11]
+	}
+	if base.kind == heldPointer {
+		*found = append(*found, access{
+			of: base.of, arg: base.arg, private: base.private, off: base.off + int(ins.Offset), size: ins.OpCode.Size().Sizeof(),
+			fixed: !base.private && btf.CORERelocationMetadata(ins) == nil, at: w.offset[i],
+		})
+	}
+}
+
+// step is what an instruction, which may be relocated to a member's offset, does to
+// what is known.
+func step(ins *asm.Instruction, member *btf.Member, m *machine, proto *btf.FuncProto) {
 	dst, src := &m.regs[ins.Dst%11], m.regs[ins.Src%11]
-	member, relocated := s.member(ins)
+	relocated := member != nil
 	switch class := ins.OpCode.Class(); class {
 	case asm.LdClass:
 		*dst = held{}
@@ -179,6 +236,9 @@ func (s *Spec) step(ins *asm.Instruction, m *machine, proto *btf.FuncProto) {
 		if ins.Dst == asm.RFP {
 			delete(m.stack, ins.Offset&^7)
 			if ins.OpCode.Size() == asm.DWord && class == asm.StXClass && ins.OpCode.Mode() == asm.MemMode {
+				if m.stack == nil {
+					m.stack = map[int16]held{}
+				}
 				m.stack[ins.Offset] = src
 			}
 		}
@@ -219,7 +279,7 @@ func (s *Spec) step(ins *asm.Instruction, m *machine, proto *btf.FuncProto) {
 }
 
 // distance is what a register holds that CO-RE fills with a member's offset.
-func distance(member btf.Member) held {
+func distance(member *btf.Member) held {
 	d := held{kind: heldDistance, private: member.Name == privateMember}
 	if _, ok := btf.As[*btf.Struct](member.Type); ok && !d.private {
 		d.of = btf.UnderlyingType(member.Type).TypeName()
@@ -230,17 +290,16 @@ func distance(member btf.Member) held {
 // privateMember is the socket's room for the congestion control's own state.
 const privateMember = "icsk_ca_priv"
 
-// member is the member to whose offset an instruction is relocated.
-func (s *Spec) member(ins *asm.Instruction) (last btf.Member, ok bool) {
+// member is the member to whose offset an instruction is relocated; nil if it is not.
+func (s *Spec) member(ins *asm.Instruction) *btf.Member {
 	relo := btf.CORERelocationMetadata(ins)
 	if relo == nil || !strings.Contains(relo.String(), "(byte_off,") {
-		return last, false
+		return nil
 	}
-	_, path := s.relocationPath(ins)
-	if len(path) == 0 {
-		return last, false
+	if _, path := s.relocationPath(ins); len(path) > 0 {
+		return &path[len(path)-1]
 	}
-	return path[len(path)-1], true
+	return nil
 }
 
 // relocationPath are the type that an instruction is relocated to, and the members

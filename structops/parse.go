@@ -485,16 +485,13 @@ func openTyped(obj []byte) (*object, *btf.Spec, error) {
 }
 
 func openObject(obj []byte) (*object, error) {
+	if !bytes.HasPrefix(obj, []byte(elf.ELFMAG)) {
+		return nil, fmt.Errorf("%w: %s", ErrObject, foreign(obj))
+	}
 	f, err := elf.NewFile(bytes.NewReader(obj))
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrObject, err)
-	}
 	// Old compilers left the machine out.
-	if f.Machine != elf.EM_BPF && f.Machine != elf.EM_NONE {
-		return nil, fmt.Errorf("%w: it is for the machine %v", ErrObject, f.Machine)
-	}
-	if f.Class != elf.ELFCLASS64 || f.Type != elf.ET_REL {
-		return nil, fmt.Errorf("%w: it is %v, %v", ErrObject, f.Class, f.Type)
+	if why := elsewhere(f, err); why != "" {
+		return nil, fmt.Errorf("%w: %s", ErrObject, why)
 	}
 	if native := binary.NativeEndian.Uint16([]byte{1, 0}) == 1; native != (f.Data == elf.ELFDATA2LSB) {
 		return nil, fmt.Errorf("%w: it is for machines of the other byte order", ErrObject)

@@ -124,7 +124,7 @@ func TestParseErrors(t *testing.T) {
 		{"empty file", nil, ErrObject, ""},
 		{"text", []byte("#include <stdio.h>\nint main(void) { return 0; }\n"), ErrObject, ""},
 		{"truncated", basic[:len(basic)/2], ErrObject, ""},
-		{"another machine", patch(t, basic, "\x01\x00\xf7\x00", "\x01\x00\x3e\x00"), ErrObject, "EM_X86_64"},
+		{"another machine", patch(t, basic, "\x01\x00\xf7\x00", "\x01\x00\x3e\x00"), ErrObject, "X86_64"},
 		{"not relocatable", patch(t, basic, "\x01\x00\xf7\x00", "\x02\x00\xf7\x00"), ErrObject, "ET_EXEC"},
 		{"no BTF", patch(t, patch(t, basic, ".BTF\x00", ".XXX\x00"), ".BTF.ext\x00", ".XXX.ext\x00"), ErrNoBTF, "-g"},
 		{"no struct_ops", fixture(t, "none"), ErrNoOps, ""},

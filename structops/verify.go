@@ -269,6 +269,12 @@ func (s *Spec) loadAlone(p *ebpf.ProgramSpec, opt ebpf.ProgramOptions) (*ebpf.Pr
 		return nil, err
 	}
 	loaded, err := ebpf.NewCollectionWithOptions(coll, ebpf.CollectionOptions{Cache: kernelbtf.Types(), Programs: opt})
+	var ve *ebpf.VerifierError
+	if errors.As(err, &ve) {
+		if why, _, _ := decisive(ve.Log); why != "" {
+			return nil, err // whatever the errno: the verifier says why
+		}
+	}
 	if err != nil {
 		return nil, permission("", err, loading...)
 	}

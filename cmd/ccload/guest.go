@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
 	"slices"
@@ -139,7 +140,11 @@ func runJob(ctx context.Context) error {
 		}
 	}
 	for _, name := range names {
-		if err := provide(name, j.Objects); err != nil {
+		err := provide(name, j.Objects)
+		if v, ok := errors.AsType[*structops.VerifierError](err); ok {
+			return hinted{err, refusedHint(v, "ccload verify FILE.o --kernel K --log prints the whole log of the verifier")}
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -189,6 +194,11 @@ func (a *app) runInGuests(ctx context.Context, f *runFlags, tasks []task) ([]*tr
 	objects, err := f.objects.read(f.cc, tasks)
 	if err != nil {
 		return nil, err
+	}
+	for _, name := range slices.Sorted(maps.Keys(objects)) {
+		if spec, err := structops.Parse(objects[name].File); err == nil {
+			a.warn(spec.Warnings)
+		}
 	}
 	var most int64
 	for _, t := range tasks {

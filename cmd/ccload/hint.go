@@ -65,7 +65,7 @@ func hint(err error) string {
 		return didYouMean(registry.Nearest(e.Name, names), "")
 	}
 	if e, ok := errors.AsType[*structops.VerifierError](err); ok {
-		return refusedHint(e)
+		return refusedHint(e, "--log prints the whole log of the verifier")
 	}
 	if errors.Is(err, structops.ErrKernelBTF) || errors.Is(err, fs.ErrPermission) {
 		return "ccload doctor says what this machine allows"
@@ -73,9 +73,8 @@ func hint(err error) string {
 	return ""
 }
 
-// refusedHint is what a refusal means, and where there is more.
-func refusedHint(e *structops.VerifierError) string {
-	const log = "--log prints the whole log of the verifier"
+// refusedHint is what a refusal means, and how to see the log.
+func refusedHint(e *structops.VerifierError, log string) string {
 	switch {
 	case len(e.Log) == 0:
 		return e.Means

@@ -15,6 +15,7 @@ import (
 	"ccload/structops"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 // registered is what register did.
@@ -176,6 +177,9 @@ func readFile(verb, path string) ([]byte, error) {
 	b, err := os.ReadFile(path)
 	if e, ok := errors.AsType[*fs.PathError](err); ok {
 		err = e.Err // the path is said already
+	}
+	if errors.Is(err, unix.EISDIR) {
+		err = fmt.Errorf("%w: an object file is wanted", err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s %q: %w", verb, path, err)

@@ -175,6 +175,16 @@ IN_INIT(so_lock_call) { struct locked *l = lock_of(); if (l) { bpf_spin_lock(&l-
 IN_INIT(so_lock_read) { struct locked *l = lock_of(); if (l) tcp_sk(sk)->snd_cwnd = *(volatile __u32 *)&l->lock; }
 IN_INIT(so_lock_stack) { struct bpf_spin_lock l = {}; bpf_spin_lock(&l); bpf_spin_unlock(&l); }
 
+/* What -mcpu=v4 compiles to, and newer: instructions that older kernels do not know. */
+#define RAW(op, regs, off, imm) asm volatile(".byte " #op ", " #regs ", " #off ", 0; .4byte " #imm ::: "r0", "r1", "memory")
+IN_INIT(so_v4_move) { asm volatile("r0 = 1" ::: "r0"); RAW(0xbf, 0x00, 8, 0); } /* r0 = (s8)r0 */
+IN_INIT(so_v4_swap) { asm volatile("r0 = 1" ::: "r0"); RAW(0xd7, 0x00, 0, 16); }  /* r0 = bswap16 r0 */
+IN_INIT(so_v4_divide) { asm volatile("r0 = 1" ::: "r0"); RAW(0x3f, 0x00, 1, 0); } /* r0 s/= r0 */
+IN_INIT(so_v4_load) { asm volatile("*(u64 *)(r10 - 8) = %0" :: "r"(1L) : "memory"); asm volatile(".byte 0x91, 0xa0, 0xf8, 0xff; .4byte 0" ::: "r0"); } /* r0 = *(s8 *)(r10 - 8) */
+IN_INIT(so_v4_jump) { RAW(0x06, 0x00, 0, 0); }                      /* gotol +0 */
+IN_INIT(so_may_goto) { RAW(0xe5, 0x00, 0, 0); }                     /* may_goto +0 */
+IN_INIT(so_acquire) { asm volatile("r1 = r10; r1 += -8; *(u64 *)(r10 - 8) = r1" ::: "r1", "memory"); RAW(0xdb, 0x10, 0, 0x100); } /* r0 = load_acquire(r1) */
+
 /* Signatures, and what the kernel hands over. */
 SEC("struct_ops/so_bare_p") void so_bare_p(struct sock *sk, __u8 state) { tcp_sk(sk)->snd_cwnd = state; }
 TABLE(so_bare, set_state, so_bare_p);
