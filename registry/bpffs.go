@@ -11,8 +11,6 @@ import (
 	"slices"
 	"strings"
 
-	"ccload/structops"
-
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
@@ -58,26 +56,33 @@ func makeDir(path string) (*dir, error) {
 	return walkDir(path, func(d *dir, name string) (*dir, error) {
 		err := unix.Mkdirat(int(d.Fd()), name, 0o700)
 		if err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil, d.wrap("mkdir", name, err)
+			return nil, d.denied("mkdir", name, err)
 		}
 		s, serr := d.sub(name)
 		if err == nil && serr != nil {
 			unix.Unlinkat(int(d.Fd()), name, unix.AT_REMOVEDIR)
+			if uid := os.Geteuid(); uid != 0 {
+				serr = fmt.Errorf("%s is to be root's: run as root, not as uid %d", rootDir, uid)
+			}
 		}
 		return s, serr
 	})
 }
 
 func walkDir(path string, step func(d *dir, name string) (*dir, error)) (*dir, error) {
-	fd, err := unix.Open(bpffs, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: bpffs, Err: err}
+	base := bpffs
+	if path == mountLock {
+		base = filepath.Dir(mountLock)
 	}
-	d := &dir{os.NewFile(uintptr(fd), bpffs), bpffs}
-	if path == bpffs {
+	fd, err := unix.Open(base, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: base, Err: err}
+	}
+	d := &dir{os.NewFile(uintptr(fd), base), base}
+	if path == base {
 		return d, nil
 	}
-	for name := range strings.SplitSeq(strings.TrimPrefix(path, bpffs+"/"), "/") {
+	for name := range strings.SplitSeq(strings.TrimPrefix(path, base+"/"), "/") {
 		next, err := step(d, name)
 		d.Close()
 		if err != nil {
@@ -94,11 +99,8 @@ func (d *dir) sub(name string) (*dir, error) {
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return nil, d.refuse(name, "it is not a directory")
 	}
-	if errors.Is(err, unix.EACCES) {
-		return nil, &structops.PermissionError{Missing: []string{"CAP_SYS_ADMIN"}, Errno: unix.EACCES}
-	}
 	if err != nil {
-		return nil, d.wrap("open", name, err)
+		return nil, d.denied("open", name, err)
 	}
 	s := &dir{os.NewFile(uintptr(fd), filepath.Join(d.path, name)), filepath.Join(d.path, name)}
 	if err := s.prove(d, name); err != nil {
@@ -115,7 +117,7 @@ func (d *dir) prove(parent *dir, name string) error {
 		return parent.wrap("stat", name, err)
 	}
 	switch mode := st.Mode & 0o777; {
-	case in.Type != unix.BPF_FS_MAGIC:
+	case in.Type != unix.BPF_FS_MAGIC && d.path != mountLock:
 		return parent.refuse(name, "it is not on bpffs")
 	case st.Uid != 0:
 		return parent.refuse(name, fmt.Sprintf("it is owned by uid %d, not by root", st.Uid))
@@ -134,6 +136,14 @@ func (d *dir) refuse(name, why string) error {
 		e.Do += fmt.Sprintf(" (anybody may make it: the mode of %s is %04o)", bpffs, st.Mode&0o7777)
 	}
 	return e
+}
+
+// denied is wrap, or says which capability is missing.
+func (d *dir) denied(op, name string, err error) error {
+	if missing := need("/", "CAP_SYS_ADMIN"); errors.Is(err, fs.ErrPermission) && missing != nil {
+		return missing
+	}
+	return d.wrap(op, name, err)
 }
 
 func (d *dir) wrap(op, name string, err error) error {
@@ -317,9 +327,10 @@ func unpin(path string) error {
 	return nil
 }
 
-// tidyUp removes a directory of ours and those above it, as long as they are empty.
+// tidyUp removes a directory of ours and those above it, as long as they are empty, but
+// for the one that is locked.
 func tidyUp(path string) {
-	for ; path != bpffs; path = filepath.Dir(path) {
+	for ; path != rootDir && path != bpffs; path = filepath.Dir(path) {
 		d, err := openDir(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue

@@ -403,20 +403,21 @@ func liveGroups() map[string]*liveGroup {
 }
 
 // sweepGroups removes the pins of groups that are gone.
-func sweepGroups() {
+func sweepGroups() (problems []error) {
 	for pin, g := range liveGroups() {
 		if g.id == 0 {
-			unpin(pin)
+			problems = append(problems, unpin(pin))
 		}
 	}
 	tidyUp(useDir)
+	return problems
 }
 
 // groups ends the selections of the groups that match.
 func (r *Restoration) groups(match func(id uint64) bool) error {
 	var errs []error
 	for pin, g := range liveGroups() {
-		if !match(g.id) {
+		if g.id == 0 || !match(g.id) {
 			continue
 		}
 		one := Restored{Kind: byGroup, Target: g.path()}

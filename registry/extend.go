@@ -391,15 +391,15 @@ func tidy() {
 // that a process left half done when it died: the name is gone, or no connection
 // runs the code; the slot is empty, or not all copies of the function are replaced.
 // What it cannot take away stays until the next time.
-func sweepExtensions() {
+func sweepExtensions() (said []error) {
 	ps := places()
 	if len(ps) == 0 {
 		tidy()
-		return
+		return nil
 	}
 	live, err := structops.Live()
 	if err != nil {
-		return
+		return []error{err}
 	}
 	byID, registered := map[uint32]*structops.Info{}, map[string]bool{}
 	for _, i := range live {
@@ -428,8 +428,9 @@ func sweepExtensions() {
 		all, err := structops.Policies(byID[x.mapID])
 		i := slices.IndexFunc(all, func(p structops.Policy) bool { return p.Name == x.function })
 		if err == nil && (i < 0 || len(ps) < len(all[i].Copies)) {
+			said = append(said, fmt.Errorf("took back an extension of %q that was interrupted: function %q", byID[x.mapID].Name, x.function))
 			stale = append(stale, ps...)
 		}
 	}
-	drop(stale)
+	return append(said, drop(stale))
 }

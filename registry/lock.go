@@ -3,33 +3,50 @@
 package registry
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
-	"io/fs"
+	"io"
 	"os"
-	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"ccload/internal/change"
 	"ccload/internal/fault"
-	"ccload/structops"
 
 	"golang.org/x/sys/unix"
 )
 
-// Whoever changes something holds the one lock of all ccloads: flock(2) on the
-// directory where bpffs is mounted. It ends with the process, however that ends.
+// Whoever changes something holds the one lock of all ccloads: flock(2) on our place on
+// bpffs, which an ordinary user can not even open. It ends with the process, however
+// that ends. While bpffs is not mounted, who wants to mount it holds another one.
 const (
-	lockWait = 10 * time.Second
-	lockPoll = 5 * time.Millisecond
+	mountLock = "/run/ccload-mount"
+	lockWait  = 10 * time.Second
+	lockPoll  = 5 * time.Millisecond
 )
 
-// errLocked says that another ccload did not finish in time.
-var errLocked = fmt.Errorf("another ccload is at work: it has held the lock on %s for %v", bpffs, lockWait)
+// LockedError says that another process has held the lock for too long.
+type LockedError struct {
+	Path    string
+	PID     int    // 0: it cannot be seen from here
+	Command string // "": not known
+}
 
-// lock waits for the lock, mounts bpffs if need be, and sweeps what a ccload that
-// was killed has left half done. From then on until unlock a signal does not end the
-// process. It is not reentrant.
+func (e *LockedError) Error() string {
+	who := "a process that cannot be seen from here"
+	if e.PID != 0 {
+		who = fmt.Sprintf("process %d", e.PID)
+	}
+	if e.Command != "" {
+		who += fmt.Sprintf(" (%s)", e.Command)
+	}
+	return fmt.Sprintf("another one is at work: %s has held the lock on %s for %v", who, e.Path, lockWait)
+}
+
+// lock waits for the lock, and mounts bpffs if need be. From then on until unlock a
+// signal does not end the process. It is not reentrant.
 func lock() (unlock func(), err error) {
 	if _, err := mountBPFFS(); err != nil {
 		return nil, err
@@ -37,26 +54,20 @@ func lock() (unlock func(), err error) {
 	if err := fault.At("wait for the lock"); err != nil {
 		return nil, err
 	}
-	dir, err := lockDir()
+	letGo, err := lockDir(rootDir)
 	if err != nil {
-		return nil, fmt.Errorf("lock: %w", err)
+		return nil, err
 	}
 	end, err := change.Begin()
 	if err != nil {
-		dir.Close()
+		letGo()
 		return nil, err
 	}
-	unlock = func() { dir.Close(); end() }
+	unlock = func() { letGo(); end() }
 	if err := fault.At("have the lock"); err != nil {
 		unlock()
 		return nil, err
 	}
-	takeOver()
-	sweepPins()
-	sweepReplacements()
-	sweepExtensions()
-	sweepUses()
-	sweepMaps()
 	return unlock, nil
 }
 
@@ -70,39 +81,83 @@ func locked(fn func() error) error {
 	return fn()
 }
 
-// lockDir locks whatever directory is at the path of bpffs.
-func lockDir() (*os.File, error) {
+// lockDir makes and locks a directory of ours. It goes with the lock, if it is empty
+// then.
+func lockDir(path string) (unlock func(), err error) {
 	for deadline := time.Now().Add(lockWait); ; time.Sleep(lockPoll) {
-		dir, err := os.Open(bpffs)
+		d, err := makeDir(path)
 		if err != nil {
-			if errors.Is(err, fs.ErrPermission) {
-				err = &structops.PermissionError{Missing: []string{"CAP_SYS_ADMIN"}, Errno: unix.EACCES}
-			}
 			return nil, err
 		}
-		err = unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if now, serr := os.Stat(bpffs); err == nil && serr == nil {
-			if held, herr := dir.Stat(); herr == nil && os.SameFile(held, now) {
-				return dir, nil
-			}
+		err = unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil && d.current() {
+			return func() {
+				unix.Rmdir(path) // which fails, as it should, where something is in it
+				d.Close()
+			}, nil
 		}
-		dir.Close() // somebody has it, or has mounted bpffs over it
-		if err != nil && !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			return nil, err
+		if err == nil { // who had it has removed it
+			d.Close()
+			continue
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			d.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
 		}
 		if time.Now().After(deadline) {
-			return nil, errLocked
+			err = d.lockedBy()
+			d.Close()
+			return nil, err
 		}
+		d.Close()
 	}
 }
 
-// sweepPins removes the pins of names that are not registered (any more): of a map
-// that was pinned to be registered next, and of a registration that was ended.
-// What is no congestion control is not ours to remove.
-func sweepPins() {
-	names, _ := pinsIn(pinDir)
-	for _, name := range names {
-		unpinStale(filepath.Join(pinDir, name))
+// current says whether a directory is still the one at its path.
+func (d *dir) current() bool {
+	now, err := os.Lstat(d.path)
+	if err != nil {
+		return false
 	}
-	tidyUp(pinDir)
+	held, err := d.Stat()
+	return err == nil && os.SameFile(held, now)
+}
+
+// lockedBy says who has locked a directory.
+func (d *dir) lockedBy() error {
+	e := &LockedError{Path: d.path}
+	var st unix.Stat_t
+	if unix.Fstat(int(d.Fd()), &st) != nil {
+		return e
+	}
+	f, err := os.Open("/proc/locks")
+	if err != nil {
+		return e
+	}
+	defer f.Close()
+	e.PID = flockHolder(f, st.Dev, st.Ino)
+	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", e.PID)); err == nil && e.PID != 0 {
+		const most = 60
+		e.Command = strings.TrimSpace(strings.ReplaceAll(string(b), "\x00", " "))
+		if len(e.Command) > most {
+			e.Command = e.Command[:most] + "…"
+		}
+		e.Command = strings.Trim(strconv.Quote(e.Command), `"`)
+	}
+	return e
+}
+
+// flockHolder finds who has a file locked by flock(2) in /proc/locks (proc_locks(5)); 0
+// if nobody is seen.
+func flockHolder(locks io.Reader, dev, inode uint64) (pid int) {
+	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(dev), unix.Minor(dev), inode)
+	for s := bufio.NewScanner(locks); s.Scan(); {
+		// 1: FLOCK  ADVISORY  WRITE 4711 00:1f:42 0 EOF; a waiting one has "->" after the number.
+		f := strings.Fields(s.Text())
+		if len(f) == 8 && f[1] == "FLOCK" && f[5] == file {
+			pid, _ = strconv.Atoi(f[4])
+			return max(0, pid)
+		}
+	}
+	return 0
 }

@@ -39,11 +39,11 @@ func mountBPFFS() (warnings []string, err error) {
 	if err := need("/", "CAP_SYS_ADMIN"); err != nil {
 		return fail(err)
 	}
-	dir, err := lockDir()
+	unlock, err := lockDir(mountLock)
 	if err != nil {
 		return fail(err)
 	}
-	defer dir.Close()
+	defer unlock()
 	if err := unix.Statfs(bpffs, &st); err == nil && st.Type == unix.BPF_FS_MAGIC {
 		return nil, nil // somebody was faster
 	}
@@ -56,6 +56,9 @@ func mountBPFFS() (warnings []string, err error) {
 	}
 	return warnings, nil
 }
+
+// unpinName is the name that a file pins.
+func unpinName(file string) string { return strings.ReplaceAll(file, "-", ".") }
 
 // pinPath is where a name is pinned.
 func pinPath(name string) string { return filepath.Join(pinDir, pinName(name)) }
@@ -84,22 +87,31 @@ func otherFile(a, b string) bool {
 
 // unpinStale removes the pin of a name, if what it holds is registered no more.
 func unpinStale(path string) error {
-	err := withPin(path, func(path string) error {
-		if !structops.Stale(path) {
-			return errNotStale
-		}
-		return nil
-	})
-	if errors.Is(err, errNotStale) {
-		return &RefusedError{path, "it holds something else", "if nobody else needs it, remove it: rm " + path}
-	}
+	var stale bool
+	err := withPin(path, func(path string) error { stale = structops.Stale(path); return nil })
 	if err != nil {
 		return err
+	}
+	if !stale {
+		return &RefusedError{path, "it holds something else", "if nobody else needs it, remove it: rm " + path}
 	}
 	return unpin(path)
 }
 
-var errNotStale = errors.New("it is no congestion control that was registered")
+// sweepPins removes the pins of names that are not registered (any more): of a map
+// that was pinned to be registered next, and of a registration that was ended.
+// What is no congestion control is not ours to remove.
+func sweepPins() (problems []error) {
+	names, _ := pinsIn(pinDir)
+	for _, name := range names {
+		var refused *RefusedError
+		if err := unpinStale(filepath.Join(pinDir, name)); err != nil && !errors.As(err, &refused) {
+			problems = append(problems, err)
+		}
+	}
+	tidyUp(pinDir)
+	return problems
+}
 
 // pinDepth is how deep below bpffs pins are looked for.
 const pinDepth = 8

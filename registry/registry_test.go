@@ -200,11 +200,13 @@ func TestRegisterErrors(t *testing.T) {
 	if _, err := Register(reno(t), Options{Name: "ccr_way"}); !errors.As(err, &refused) || refused.Path != filepath.Dir(way) {
 		t.Errorf("the place of the pin is taken: %v", err)
 	}
-	for _, dir := range []string{way, filepath.Dir(way), pinDir, rootDir} {
+	for _, dir := range []string{way, filepath.Dir(way)} {
 		if err := os.Remove(dir); err != nil {
 			t.Error(err)
 		}
 	}
+	os.Remove(pinDir)
+	os.Remove(rootDir)
 	if err := before.Check(); err != nil {
 		t.Error(err)
 	}

@@ -9,7 +9,6 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"ccload/internal/netns"
 	"ccload/internal/tcpca"
@@ -303,7 +302,7 @@ func finish(path string) (mapID uint32, err error) {
 	if err != nil {
 		return 0, err
 	}
-	name := strings.ReplaceAll(filepath.Base(path), "-", ".")
+	name := unpinName(filepath.Base(path))
 	there, _, err := tcpca.Ask(name)
 	if err != nil {
 		return 0, err
@@ -340,14 +339,19 @@ func finish(path string) (mapID uint32, err error) {
 	return e.MapID, nil
 }
 
-// sweepReplacements finishes those that were killed. What cannot be finished now is
-// left for the next time.
-func sweepReplacements() {
+// sweepReplacements finishes those that were killed, and says so. What cannot be finished
+// now is left for the next time.
+func sweepReplacements() (said []error) {
 	names, _ := pinsIn(shadowDir)
 	for _, name := range names {
 		path := filepath.Join(shadowDir, name)
-		if unpinStale(path) != nil {
-			finish(path)
+		if !holdsName(path) || unpinStale(path) == nil {
+			continue
+		}
+		if _, err := finish(path); err != nil {
+			said = append(said, fmt.Errorf("a replacement of %q was interrupted, and cannot be finished: %w", unpinName(name), err))
+		} else {
+			said = append(said, fmt.Errorf("finished a replacement of %q that was interrupted", unpinName(name)))
 		}
 	}
 	tidyUp(shadowDir)
@@ -359,12 +363,19 @@ func sweepReplacements() {
 			continue
 		}
 		if !old.Registered() {
-			seen, _ := survey("")
-			r := &Replacement{Name: old.Name, Before: old.MapID}
+			seen, warnings := survey("")
+			r := &Replacement{Name: old.Name, Before: old.MapID, Warnings: warnings}
 			r.reselect(seen.defaults[r.Name])
 			r.migrateListeners()
+			said = append(said, fmt.Errorf("finished a replacement of %q that was interrupted", old.Name))
+			for _, w := range r.Warnings {
+				said = append(said, errors.New(w))
+			}
 		}
-		unpin(path)
+		if err := unpin(path); err != nil {
+			said = append(said, err)
+		}
 	}
 	tidyUp(replacedDir)
+	return said
 }

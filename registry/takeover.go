@@ -6,8 +6,6 @@ import (
 	"errors"
 	"io/fs"
 	"path/filepath"
-
-	"ccload/structops"
 )
 
 // Earlier versions had these beside rootDir, and the pins of names in that itself.
@@ -36,14 +34,14 @@ func takeOver() (problems []error) {
 	root, err := openDir(rootDir)
 	note(err)
 	if err == nil {
-		if isName(pinDir) {
+		if holdsName(pinDir) {
 			note(rename(pinDir, nameAside))
 		}
 		_, files, err := root.names()
 		root.Close()
 		note(err)
 		for _, name := range files {
-			if path := filepath.Join(rootDir, name); path != nameAside && isName(path) {
+			if path := filepath.Join(rootDir, name); path != nameAside && holdsName(path) {
 				note(rename(path, filepath.Join(pinDir, name)))
 			}
 		}
@@ -55,18 +53,10 @@ func takeOver() (problems []error) {
 	return problems
 }
 
-// isName says whether a pin of ours holds a congestion control, be it registered or not.
-func isName(path string) bool {
-	return withPin(path, func(path string) error {
-		if structops.Stale(path) {
-			return nil
-		}
-		l, err := structops.OpenPinned(path)
-		if err == nil {
-			l.Close()
-		}
-		return err
-	}) == nil
+// holdsName is isName of a pin of ours.
+func holdsName(path string) (yes bool) {
+	withPin(path, func(path string) error { yes = isName(path); return nil })
+	return yes
 }
 
 // moveAll moves what is in a directory of ours into another.

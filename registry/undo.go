@@ -280,20 +280,20 @@ func (j *journal) settle() {
 
 // sweepUses drops the entries of network namespaces that are gone, or whose default is
 // what it was, and the pins of control groups that are gone.
-func sweepUses() {
-	sweepGroups()
+func sweepUses() []error {
+	problems := sweepGroups()
 	j, err := openJournal(false)
 	if err != nil || j == nil {
-		return
+		return append(problems, err)
 	}
 	defer j.close()
 	entries, err := j.entries()
 	if err != nil {
-		return
+		return append(problems, fmt.Errorf("undo journal: %w", err))
 	}
 	at, err := reach(entries)
 	if err != nil {
-		return
+		return append(problems, err)
 	}
 	all := allProcesses()
 	for k, v := range entries {
@@ -307,9 +307,10 @@ func sweepUses() {
 			})
 		}
 		if over && k.Kind != keyAllowed {
-			j.delete(k)
+			problems = append(problems, j.delete(k))
 		}
 	}
+	return problems
 }
 
 // reach finds the network namespaces of the entries, by their cookies: those that

@@ -49,6 +49,11 @@ Object files are looked for from the file's directory.`,
 			if err != nil {
 				return err
 			}
+			if !dry {
+				if err := a.recover("apply"); err != nil {
+					return err
+				}
+			}
 			plan, err := wanted.Plan(source{filepath.Dir(args[0])})
 			if err != nil {
 				return err

@@ -37,6 +37,9 @@ does the rest of a callback that has a slot for the function.`,
 		ValidArgsFunction: extendable,
 		RunE: func(_ *cobra.Command, args []string) error {
 			if remove != "" {
+				if err := a.recover("extend"); err != nil {
+					return err
+				}
 				return a.unextend(args[0], remove)
 			}
 			if h := structops.How(how); h != "" && h != structops.Freplace && h != structops.TailCall {
@@ -49,6 +52,9 @@ does the rest of a callback that has a slot for the function.`,
 			e, err := structops.ParseExtension(obj)
 			if err != nil {
 				return fmt.Errorf("extend %q: %w", args[2], err)
+			}
+			if err := a.recover("extend"); err != nil {
+				return err
 			}
 			x, err := registry.Extend(args[0], args[1], e, structops.How(how))
 			if v, ok := errors.AsType[*structops.VerifierError](err); ok && log {

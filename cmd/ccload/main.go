@@ -211,6 +211,16 @@ func (a *app) sayv(format string, args ...any) {
 	}
 }
 
+// recover mends what a ccload that was killed has left, before a verb changes anything.
+func (a *app) recover(verb string) error {
+	warnings, err := registry.Recover()
+	a.warn(warnings)
+	if err != nil {
+		return fmt.Errorf("%s: %w", verb, err)
+	}
+	return nil
+}
+
 func (a *app) warn(warnings []string) {
 	for _, w := range ofOneKind(warnings) {
 		a.say("ccload: warning: %s", w)

@@ -52,6 +52,9 @@ The catalogue: ` + catalogue(),
 			for _, ops := range spec.Ops {
 				a.sayv("object: map %q, congestion control %q, licence %q", ops.Map, ops.Name, spec.License)
 			}
+			if err := a.recover("register"); err != nil {
+				return err
+			}
 			defer change.Together()()
 			r, err := registry.Register(spec, o)
 			if v, ok := errors.AsType[*structops.VerifierError](err); ok && log {

@@ -39,6 +39,9 @@ fails the old code serves on.`,
 			if err != nil {
 				return err
 			}
+			if err := a.recover("replace"); err != nil {
+				return err
+			}
 			r, err := registry.Replace(args[0], spec, o)
 			if v, ok := errors.AsType[*structops.VerifierError](err); ok && log {
 				return hinted{fmt.Errorf("replace %q:\n%+v", args[0], v), ""}

@@ -50,6 +50,9 @@ others are set by ccload replace NAME --set.`,
 					values[k] = v
 				}
 			}
+			if err := a.recover("set"); err != nil {
+				return err
+			}
 			done, err := registry.Set(args[0], values)
 			if errors.Is(err, structops.ErrFixed) {
 				var all []string

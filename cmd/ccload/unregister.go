@@ -22,6 +22,9 @@ its pins. Sockets that run it go on until they close.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: names(registry.BPF),
 		RunE: func(_ *cobra.Command, args []string) error {
+			if err := a.recover("unregister"); err != nil {
+				return err
+			}
 			u, err := registry.Unregister(args[0], o)
 			if err != nil {
 				return err

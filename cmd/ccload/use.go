@@ -67,6 +67,11 @@ thing, without any everything that use has changed, wherever that was.`,
 			if err := f.check(cmd, name); err != nil {
 				return err
 			}
+			if reads := f.cgroup != "" && f.split == "" && name == "" && !f.restore; !reads {
+				if err := a.recover("use"); err != nil {
+					return err
+				}
+			}
 			return a.useWhere(&f, name)
 		},
 	})
