@@ -5,6 +5,7 @@ package registry
 import (
 	"errors"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,7 +14,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"golang.org/x/sys/unix"
 )
 
 // Recover finishes or takes back what a process that was killed has left half done, takes
@@ -40,16 +40,19 @@ func Recover() (warnings []string, err error) {
 	return warnings, nil
 }
 
-// anythingLeft says whether there is anything where this or an earlier version puts
-// things.
+// anythingLeft says whether there may be something to mend: names alone, all of them
+// registered, are not.
 func anythingLeft() bool {
-	paths := []string{rootDir}
+	live := func(path string) bool { return isName(path) && !structops.Stale(path) }
+	if len(look(rootDir, 1, nil))+len(look(pinDir, 0, live)) > 0 {
+		return true
+	}
+	paths := []string{extendDir, useDir, replaceDir}
 	for _, f := range formerDirs {
 		paths = append(paths, f.from)
 	}
 	for _, p := range paths {
-		var st unix.Stat_t
-		if unix.Lstat(p, &st) == nil {
+		if _, err := os.Lstat(p); err == nil {
 			return true
 		}
 	}
@@ -91,7 +94,9 @@ func look(path string, depth int, ours func(path string) bool) (refused []error)
 		if err == nil && (depth > 0 || !ours(d.at(name))) {
 			err = d.refuse(name, "ccload did not pin it there")
 		}
-		refused = append(refused, err)
+		if err != nil {
+			refused = append(refused, err)
+		}
 	}
 	return refused
 }
