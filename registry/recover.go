@@ -30,7 +30,7 @@ func Recover() (warnings []string, err error) {
 		return nil, err
 	}
 	defer unlock()
-	for _, step := range []func() []error{takeOver, strangers, sweepPins, sweepReplacements, sweepExtensions, sweepUses} {
+	for _, step := range []func() []error{takeOver, strangers, sweepPins, sweepReplacements, sweepExtensions, sweepUses, unusedMaps} {
 		for _, err := range step() {
 			if err != nil {
 				warnings = append(warnings, err.Error())
@@ -47,7 +47,7 @@ func anythingLeft() bool {
 	if len(look(rootDir, 1, nil))+len(look(pinDir, 0, live)) > 0 {
 		return true
 	}
-	paths := []string{extendDir, useDir, replaceDir}
+	paths := []string{extendDir, useDir, replaceDir, mapDir}
 	for _, f := range formerDirs {
 		paths = append(paths, f.from)
 	}
@@ -62,7 +62,7 @@ func anythingLeft() bool {
 // strangers finds what is not of the kind that we put where it is.
 func strangers() []error {
 	return slices.Concat(
-		look(rootDir, 1, nil), look(pinDir, 0, isName), look(extendDir, 2, isPlace), look(useDir, 0, isUse),
+		look(rootDir, 1, nil), look(pinDir, 0, isName), look(extendDir, 2, isPlace), look(useDir, 0, isUse), look(mapDir, 0, isMap),
 		look(replaceDir, 1, nil), look(shadowDir, 0, isName), look(replacedDir, 0, isName))
 }
 
@@ -118,6 +118,12 @@ func isPlace(path string) bool {
 	_, err := structops.OpenPlace(path)
 	return err == nil && strings.Contains(filepath.Base(path), "-")
 }
+
+// isMap says whether a pin holds a map.
+func isMap(path string) bool { return pinnedMap(path) != 0 }
+
+// unusedMaps is sweepMaps as a step of Recover.
+func unusedMaps() []error { sweepMaps(); return nil }
 
 // isUse says whether a pin is one of a selection.
 func isUse(path string) bool {
