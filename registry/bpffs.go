@@ -97,6 +97,10 @@ func walkDir(path string, step func(d *dir, name string) (*dir, error)) (*dir, e
 func (d *dir) sub(name string) (*dir, error) {
 	fd, err := unix.Openat(int(d.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		var st unix.Stat_t
+		if unix.Fstatat(int(d.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
+			return nil, d.refuse(name, "it is a symbolic link")
+		}
 		return nil, d.refuse(name, "it is not a directory")
 	}
 	if err != nil {
