@@ -118,13 +118,14 @@ func Run(ctx context.Context, e trace.Experiment, opt Options) (*trace.Run, erro
 	}
 	defer x.out.Close()
 	x.run.Link.Why, x.run.Link.Measured = why, measured
-	if err := x.send(ctx); err != nil {
+	if err = x.send(ctx); err != nil {
 		x.run.Incomplete = true
 		x.warn("%v", err)
-		return x.run, errors.Join(err, x.out.Finish(x.run))
 	}
-	x.summarise()
-	return x.run, x.out.Finish(x.run)
+	if x.end != nil {
+		x.summarise()
+	}
+	return x.run, errors.Join(err, x.out.Finish(x.run))
 }
 
 var one sync.Mutex

@@ -14,7 +14,10 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ccload/harness/trace"
+	"ccload/internal/fault"
 	"ccload/internal/kerneltest"
 )
 
@@ -313,6 +316,58 @@ func TestWithoutBPF(t *testing.T) {
 	res := run(t, e, Options{Ring: 3}) // not a size that a ring buffer may have
 	if !strings.Contains(strings.Join(res.Run.Warnings, "\n"), "sample on every ACK: ") || res.Run.Sampling.Ack != 0 || res.Run.Sampling.Diag < 20 {
 		t.Errorf("warnings %q, %+v", res.Run.Warnings, res.Run.Sampling)
+	}
+}
+
+// A kernel that takes no program for what happens between ACKs is sampled on ACKs.
+func TestWithoutEvents(t *testing.T) {
+	kerneltest.Privileged(t)
+	defer fault.Set(func(step string) error {
+		if step == "load program tcp_state" {
+			return unix.EPERM
+		}
+		return nil
+	})()
+	e := trace.Experiment{Link: trace.Link{Rate: 5e6, RTT: 0.01}, Flows: flows("reno"), Duration: 0.5, PerAck: true}
+	r := run(t, e, Options{}).Run
+	if s := r.Sampling; s.Ack < 50 || s.Events != 0 || !strings.Contains(strings.Join(r.Warnings, "\n"), "sample between ACKs: ") {
+		t.Errorf("warnings %q, %+v", r.Warnings, s)
+	}
+}
+
+// Half of all packets are lost: most of what happens shows on no ACK. Nothing that a
+// sample shows is missing from the summary.
+func TestHeavyLoss(t *testing.T) {
+	kerneltest.Privileged(t)
+	res := run(t, trace.Experiment{
+		Link:  trace.Link{Rate: 5e6, RTT: 0.02, Loss: trace.Loss{Probability: 0.5}},
+		Flows: flows("reno"), Duration: 4, PerAck: true, Seed: 1,
+	}, Options{})
+	f := res.Run.Flows[0]
+	episodes, timeouts := 0, 0
+	for _, source := range []trace.Source{trace.Ack, trace.Diag, trace.Event} {
+		before, e, l := trace.CAOpen, 0, 0
+		for _, s := range of(res, 1, source) {
+			if s.CAState != before && s.CAState >= trace.CARecovery {
+				e++
+			}
+			if s.CAState == trace.CALoss && (s.CAState != before || source == trace.Event) {
+				l++
+			}
+			before = s.CAState
+		}
+		episodes, timeouts = max(episodes, e), max(timeouts, l)
+	}
+	if timeouts == 0 || f.LossEpisodes < episodes || f.Timeouts < timeouts {
+		t.Errorf("the summary has %d episodes, %d timeouts; samples of one source show %d, %d", f.LossEpisodes, f.Timeouts, episodes, timeouts)
+	}
+	// To its end, not to its last ACK.
+	var last float64
+	for _, s := range of(res, 1, trace.Ack) {
+		last = s.Time
+	}
+	if f.Start+f.Duration < last || f.Duration < 4 {
+		t.Errorf("it began at %g s and lasted %g s; its last ACK was at %g s", f.Start, f.Duration, last)
 	}
 }
 

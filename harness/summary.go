@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -146,7 +147,7 @@ func (x *experiment) summarise() {
 	if x.Link.Loss != (trace.Loss{}) && c.Losses == 0 {
 		x.warn("loss was asked for, but none of %s was lost", counted(int(c.Enqueued), "packet"))
 	}
-	disturbances, machine := x.machine.disturbances(x.Link.RTT, x.ran, x.end.Late)
+	disturbances, machine := x.machine.disturbances(runtime.NumCPU(), x.Link.RTT, x.ran, x.end.Late)
 	r.Disturbances, r.Machine = disturbances, &machine
 	x.check()
 	if r.Sampling.Ack == 0 {
@@ -196,13 +197,7 @@ func rttMayBeOff(rtt float64) float64 {
 // check makes the claims that a run has to stand up to. One that fails is a
 // warning as well.
 func (x *experiment) check() {
-	r, l := x.run, x.Link
-	claim := func(name string, ok bool, want, got string) {
-		r.Checks = append(r.Checks, trace.Check{Name: name, Want: want, Got: got, OK: ok})
-		if !ok {
-			x.warn("%s: %s, wanted %s", name, got, want)
-		}
-	}
+	r, l, claim := x.run, x.Link, x.claim
 	ms := func(s float64) string { return fmt.Sprintf("%.3f ms", s*1e3) }
 	mbit := func(v float64) string { return fmt.Sprintf("%.6g Mbit/s", v/1e6) }
 
@@ -234,12 +229,19 @@ func (x *experiment) check() {
 		limited = max(limited, end.Limited)
 	}
 	claim("held back by socket buffers", limited <= limitedMost, fmt.Sprintf("≤ %g %%", limitedMost*100), fmt.Sprintf("%.2g %%", limited*100))
-	x.checkSilent(claim)
+	x.checkSilent()
+}
+
+func (x *experiment) claim(name string, ok bool, want, got string) {
+	x.run.Checks = append(x.run.Checks, trace.Check{Name: name, Want: want, Got: got, OK: ok})
+	if !ok {
+		x.warn("%s: %s, wanted %s", name, got, want)
+	}
 }
 
 // checkSilent looks for flows that got nothing through. Those of a run that was ended early
 // may not have had the time.
-func (x *experiment) checkSilent(claim func(name string, ok bool, want, got string)) {
+func (x *experiment) checkSilent() {
 	var unconnected, nothing []int
 	for _, f := range x.run.Flows {
 		switch {
@@ -259,7 +261,7 @@ func (x *experiment) checkSilent(claim func(name string, ok bool, want, got stri
 	got := strings.Join(parts, "; ")
 	switch {
 	case !x.Silent && !x.run.Incomplete:
-		claim("flows that got nothing through", got == "", "none", cmp.Or(got, "none"))
+		x.claim("flows that got nothing through", got == "", "none", cmp.Or(got, "none"))
 	case got != "":
 		x.warn("%s", got)
 	}

@@ -168,3 +168,21 @@ func TestBurst(t *testing.T) {
 		l.Close()
 	}
 }
+
+// No quantile is beyond the largest, also where they are counted in coarse steps.
+func TestLatenessSummary(t *testing.T) {
+	var a, b lateness
+	for range 97 {
+		a.note(80_000)
+	}
+	for range 3 {
+		b.note(213 * int64(time.Millisecond))
+	}
+	got := summary(&a, &b)
+	if want := (trace.Lateness{P50: 80e-6, P99: 0.213, Max: 0.213}); *got != want {
+		t.Errorf("%+v, want %+v", *got, want)
+	}
+	if got := summary(&lateness{}, &lateness{}); got != nil {
+		t.Errorf("of nothing: %+v", *got)
+	}
+}

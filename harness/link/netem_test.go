@@ -244,3 +244,21 @@ func FuzzParseNetem(f *testing.F) {
 		}
 	})
 }
+
+// What a kind of link cannot do as exactly as it was asked for is told.
+func TestRounded(t *testing.T) {
+	for name, c := range map[string]struct {
+		cfg  trace.Link
+		want string
+	}{
+		"user space":      {trace.Link{Kind: Userspace, Rate: 12345.9, RTT: 0.04, Loss: trace.Loss{Probability: 1e-12}}, ""},
+		"netem":           {trace.Link{Kind: Netem, Rate: 20e6, RTT: 0.04, Loss: trace.Loss{Probability: 1e-4}}, ""},
+		"too seldom":      {trace.Link{Kind: Netem, Rate: 20e6, RTT: 0.04, Loss: trace.Loss{Probability: 1e-10}}, "loss: 1e-10 was asked for: it is 0"},
+		"parts of a ns":   {trace.Link{Kind: Userspace, Rate: 20e6, RTT: 3e-9}, "rtt: 3e-09 s was asked for: it is 2e-09 s"},
+		"bytes by second": {trace.Link{Kind: Netem, Rate: 100, RTT: 0.04}, "rate: 100 bit/s was asked for: it is 104 bit/s"},
+	} {
+		if got := strings.Join(Rounded(c.cfg), "; "); got != c.want {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
+}
