@@ -39,8 +39,7 @@ type reading struct {
 	busy, steal, total      uint64        // ticks of all processors
 	tasks                   time.Duration // for which tasks have run on any; 0: not known
 	preempted, unseen, lost uint64
-	waited                  time.Duration // of the thread that waited longest
-	waits                   []time.Duration
+	waits                   []time.Duration // of each thread of the link, for a processor
 }
 
 // pulse is how often the process looks whether it runs: often enough to see a gap of
