@@ -255,6 +255,9 @@ func (v *view) measure(q quantity) (float64, error) {
 	if v.err != nil {
 		return 0, v.err
 	}
+	if !(v.from < v.until) { // the flow was over before, or began after
+		return 0, errNoSamples
+	}
 	return q.measure(v)
 }
 

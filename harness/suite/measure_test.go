@@ -12,11 +12,11 @@ import (
 // A flow that ends in timeouts, of which no ACK tells: they count, the window that it
 // had then holds until its end, and what is not known is an error, not 0.
 func TestStalled(t *testing.T) {
-	r := &run{until: 10, experiment: trace.Experiment{Flows: []trace.Flow{{CC: underTest}, {CC: underTest}}}}
+	r := &run{until: 10, experiment: trace.Experiment{Flows: []trace.Flow{{CC: underTest}, {CC: underTest}, {CC: underTest}}}}
 	res := &trace.Result{
 		Run: &trace.Run{
 			Experiment: trace.Experiment{Duration: 10},
-			Flows:      []trace.FlowResult{{ID: 1, Start: 0.5, Duration: 10, Retransmits: 4, LossEpisodes: 1, Timeouts: 3}, {ID: 2, Start: 0.5, Duration: 10}},
+			Flows:      []trace.FlowResult{{ID: 1, Start: 0.5, Duration: 10, Retransmits: 4, LossEpisodes: 1, Timeouts: 3}, {ID: 2, Start: 0.5, Duration: 10}, {ID: 3, Start: 5}},
 		},
 		Samples: []trace.Sample{
 			{Time: 0.5, Source: trace.Ack, Flow: 1, Cwnd: 10, SRTT: 0.1},
@@ -38,6 +38,11 @@ func TestStalled(t *testing.T) {
 	for _, name := range []string{"cwnd_mean", "cwnd_max", "srtt_p50"} {
 		if got, err := views[1].measure(quantities[name]); err == nil {
 			t.Errorf("%s of a flow without samples: %g", name, got)
+		}
+	}
+	for _, name := range []string{"throughput", "utilisation", "timeouts"} {
+		if got, err := views[2].measure(quantities[name]); err == nil {
+			t.Errorf("%s of a flow that never began: %g", name, got)
 		}
 	}
 	// In a part of the time only what happened in it counts.
