@@ -25,7 +25,7 @@ func flagError(_ *cobra.Command, err error) error {
 		"stringSlice": "a list with commas between",
 	}[e.GetFlag().Value.Type()]
 	if !ok {
-		return err
+		return fmt.Errorf("--%s %q: %w", e.GetFlag().Name, e.GetValue(), e.Unwrap())
 	}
 	return fmt.Errorf("--%s %q: not %s", e.GetFlag().Name, e.GetValue(), wanted)
 }
@@ -37,7 +37,8 @@ func checkEmpty(cmd *cobra.Command, args []string) (err error) {
 		return nil
 	}
 	cmd.Flags().Visit(func(f *pflag.Flag) {
-		empty := f.Value.String() == ""
+		_, kept := f.Value.(objectValue) // it has refused what is empty
+		empty := f.Value.String() == "" && !kept
 		if list, ok := f.Value.(pflag.SliceValue); ok {
 			empty = len(list.GetSlice()) == 0 || slices.Contains(list.GetSlice(), "")
 		}

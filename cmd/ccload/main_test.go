@@ -90,7 +90,7 @@ func refuse(programs string) {
 //	appears FILE          waits for it
 //	signalled SIGNAL[,SIGNAL…] FILE|TIME COMMAND…
 //	                      sends signals once the file is there or the time is over; the
-//	                      exit status must be the last one's. The file of one is removed
+//	                      exit status must be the last one's. The output is in said
 //	fulldisk SIZE DIR     a disk of that many MiB until the script ends
 //
 // The condition [live:NAME] holds if the kernel has that congestion control.

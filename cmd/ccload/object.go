@@ -76,9 +76,14 @@ func (f *objectFlags) add(fl *pflag.FlagSet) {
 
 type objectValue func(string) error
 
-func (objectValue) String() string       { return "" }
-func (objectValue) Type() string         { return "string" }
-func (f objectValue) Set(v string) error { return f(v) }
+func (objectValue) String() string { return "" }
+func (objectValue) Type() string   { return "string" }
+func (f objectValue) Set(v string) error {
+	if v == "" {
+		return errors.New("it is empty")
+	}
+	return f(v)
+}
 
 // read reads the files: each congestion control's object, by the name that it is to
 // have. One that is to be run must have the name for itself, for results go by names.

@@ -41,6 +41,8 @@ type runFlags struct {
 	together, realtime, all        bool
 	kernels                        []string
 	objects                        objectFlags
+
+	top string // what holds the results: to, or what to is in where the user has not named it
 }
 
 func (a *app) run() *cobra.Command {
@@ -120,9 +122,7 @@ func (a *app) runAll(ctx context.Context, f *runFlags) error {
 	if err != nil {
 		return usageError{err}
 	}
-	if f.to == "" {
-		f.to = filepath.Join("results", time.Now().Format("20060102-150405")+"-"+strings.Join(f.cc, "-"))
-	}
+	f.place(strings.Join(f.cc, "-"))
 	kernels, err := f.openKernels()
 	if err != nil {
 		return err
@@ -168,7 +168,7 @@ func (a *app) runTasks(ctx context.Context, f *runFlags, tasks []task) (_ []*tra
 		if tasks[i].exp, err = harness.Defaults(tasks[i].exp); err != nil {
 			return nil, usageError{err}
 		}
-		if err := noLinks(f.to, tasks[i].dir); err != nil {
+		if err := noLinks(f.top, tasks[i].dir); err != nil {
 			return nil, err
 		}
 	}
@@ -181,6 +181,14 @@ func (a *app) runTasks(ctx context.Context, f *runFlags, tasks []task) (_ []*tra
 		return a.runInGuests(ctx, f, tasks)
 	}
 	return a.runHere(ctx, f, tasks)
+}
+
+// place chooses the directory for the results where the user has not.
+func (f *runFlags) place(name string) {
+	if f.top = f.to; f.to == "" {
+		f.top = "results"
+		f.to = filepath.Join(f.top, time.Now().Format("20060102-150405")+"-"+name)
+	}
 }
 
 // noLinks refuses symbolic links on the way from one directory to another below it:

@@ -57,9 +57,9 @@ func appears(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // signalled runs a command, sends it signals once a file is there or a time is over,
-// and wants the exit status that says so: signalled SIGNAL[,SIGNAL…] FILE|TIME
-// COMMAND… With one signal the file is removed at once, with two at the end; the status
-// is the last one's. What it has printed is in a file named said.
+// and wants the exit status that the last one makes: signalled SIGNAL[,SIGNAL…]
+// FILE|TIME COMMAND… With one signal, at goes on then. What was printed is in a file
+// named said.
 func signalled(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 3 {
 		ts.Fatalf("usage: signalled SIGNAL[,SIGNAL…] FILE|TIME COMMAND…")
@@ -85,14 +85,15 @@ func signalled(ts *testscript.TestScript, neg bool, args []string) {
 		time.Sleep(wait)
 	} else {
 		appears(ts, false, args[1:2])
+		time.Sleep(500 * time.Millisecond) // what comes after the file has begun, too
 	}
 	sent := time.Now()
 	for _, name := range signals {
 		ts.Check(cmd.Process.Signal(unix.SignalNum("SIG" + name)))
 		time.Sleep(200 * time.Millisecond) // that it be seen before what comes next
 	}
-	if len(signals) == 1 {
-		os.Remove(ts.MkAbs(args[1]))
+	if len(signals) == 1 && args[2] == "at" {
+		os.Remove(ts.MkAbs(args[1])) // it goes on
 	}
 	select {
 	case <-over:
@@ -100,7 +101,9 @@ func signalled(ts *testscript.TestScript, neg bool, args []string) {
 		cmd.Process.Kill()
 		<-over
 	}
-	os.Remove(ts.MkAbs(args[1]))
+	if args[2] == "at" {
+		os.Remove(ts.MkAbs(args[1]))
+	}
 	ts.Logf("%s%s(ended %v after the signal)", &out, &talk, time.Since(sent).Round(time.Millisecond))
 	ts.Check(os.WriteFile(ts.MkAbs("said"), out.Bytes(), 0o600))
 	want := 128 + int(unix.SignalNum("SIG"+signals[len(signals)-1]))

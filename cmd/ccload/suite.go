@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"ccload/harness/suite"
 	"ccload/harness/trace"
@@ -47,9 +46,7 @@ func (a *app) runSuite(ctx context.Context, cmd *cobra.Command, file string, f *
 	if err != nil {
 		return usageError{fmt.Errorf("experiments %q: %w", file, err)}
 	}
-	if f.to == "" {
-		f.to = filepath.Join("results", time.Now().Format("20060102-150405")+"-"+s.Name)
-	}
+	f.place(s.Name)
 	kernels, err := f.openKernels()
 	if err != nil {
 		return err
@@ -85,20 +82,18 @@ func (a *app) runSuite(ctx context.Context, cmd *cobra.Command, file string, f *
 		}
 		return err
 	}
-	runs = nil
+	var all []*trace.Run
 	for i := range kernels {
 		mine := tasks[i*len(plan.Tasks) : (i+1)*len(plan.Tasks)]
 		checked, err := checkSuite(plan, mine)
 		if err != nil {
-			return err
+			return errors.Join(err, a.printRuns(f.to, runs, f.all))
 		}
-		runs = append(runs, checked...)
+		all = append(all, checked...)
 	}
+	runs = all
 	pictures, err := drawRuns(tasks)
-	if err != nil {
-		return err
-	}
-	if err := a.printSuite(f.to, runs, f.all); err != nil {
+	if err := errors.Join(err, a.printSuite(f.to, runs, f.all)); err != nil {
 		return err
 	}
 	if !a.json {

@@ -136,8 +136,8 @@ type Flow struct {
 	Rate     float64 `json:"rate,omitempty"`  // bit/s of payload that the application has to send; 0: as much as TCP takes
 }
 
-// Run describes one run, done. It is what run.json holds and what
-// "ccload run --json" prints; the field names are that command's contract. What is
+// Run describes one run, done. It is what run.json holds and what "ccload run
+// --json" prints of each; the field names are that command's contract. What is
 // a pointer and nil, absent in JSON, is not known; 0 is a value.
 type Run struct {
 	Format      int          `json:"format"`
