@@ -22,6 +22,8 @@ import (
 	"unicode"
 
 	"codeberg.org/go-pdf/fpdf"
+	"golang.org/x/text/encoding"
+	"golang.org/x/text/encoding/charmap"
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/font"
 	"gonum.org/v1/plot/text"
@@ -110,8 +112,34 @@ func drawPDF(p *picture) (io.WriterTo, error) {
 	fpdf.SetDefaultCreationDate(time.Unix(0, 0))
 	fpdf.SetDefaultModificationDate(time.Unix(0, 0))
 	fpdf.SetDefaultCatalogSort(true)
-	c := vgpdf.New(width, p.height())
+	c := pdfCanvas{vgpdf.New(width, p.height())}
 	return c, p.draw(draw.New(c))
+}
+
+// pdfCanvas mends two things of vgpdf: it takes a colour that can be seen through for
+// a darker one, and writes UTF-8 where its fonts have Windows-1252.
+type pdfCanvas struct{ *vgpdf.Canvas }
+
+func (c pdfCanvas) SetColor(clr color.Color) {
+	if n, ok := clr.(color.NRGBA); ok {
+		clr = straight{n}
+	}
+	c.Canvas.SetColor(clr)
+}
+
+func (c pdfCanvas) FillString(f font.Face, at vg.Point, s string) {
+	if b, err := encoding.ReplaceUnsupported(charmap.Windows1252.NewEncoder()).String(s); err == nil {
+		s = b
+	}
+	c.Canvas.FillString(f, at, s)
+}
+
+// straight is a colour whose parts are not diminished by its alpha.
+type straight struct{ color.NRGBA }
+
+func (s straight) RGBA() (r, g, b, a uint32) {
+	wide := func(v uint8) uint32 { return uint32(v)<<8 | uint32(v) }
+	return wide(s.R), wide(s.G), wide(s.B), wide(s.A)
 }
 
 var grey = color.NRGBA{0x77, 0x77, 0x77, 0xff}
@@ -456,13 +484,29 @@ func (p *picture) legendRows() (rows [][]entry) {
 	return rows
 }
 
-// shownNotes are the notes, or the first of them and how many more there are.
-func (p *picture) shownNotes() []string {
-	if len(p.notes) <= notesMost {
-		return p.notes
+// shownNotes are the lines of the notes, or of the first of them and how many more
+// there are.
+func (p *picture) shownNotes() (lines []string) {
+	notes := p.notes
+	if len(notes) > notesMost {
+		notes = append(slices.Clone(notes[:notesMost-1]), fmt.Sprintf("… and %d more like this", len(notes)-notesMost+1))
 	}
-	return append(slices.Clone(p.notes[:notesMost-1]), fmt.Sprintf("… and %d more like this", len(p.notes)-notesMost+1))
+	for _, n := range notes {
+		line := ""
+		for word := range strings.SplitSeq(n, " ") {
+			// An SVG may be shown with a font that is somewhat wider.
+			if line != "" && noteStyle().Width(line+" "+word) > 0.9*(width-2*margin) {
+				lines = append(lines, line)
+				line = ""
+			}
+			line = strings.TrimLeft(line+" "+word, " ")
+		}
+		lines = append(lines, line)
+	}
+	return lines
 }
+
+func noteStyle() text.Style { return style(10, alarmColor, text.XLeft, text.YCenter) }
 
 // moreLines is by how many lines the header is larger than one of a title and a line.
 func (p *picture) moreLines() vg.Length {
@@ -476,12 +520,7 @@ func (p *picture) header(c draw.Canvas, rows [][]entry) {
 	c.FillText(style(12, color.Black, text.XLeft, text.YTop), vg.Point{X: c.Min.X, Y: c.Max.Y}, p.title)
 	y := c.Max.Y - 9*vg.Millimeter
 	for _, n := range p.shownNotes() {
-		st := style(10, alarmColor, text.XLeft, text.YCenter)
-		for len(n) > 0 && st.Width(n) > c.Max.X-c.Min.X {
-			r := []rune(strings.TrimSuffix(n, "…"))
-			n = string(r[:len(r)-1]) + "…"
-		}
-		c.FillText(st, vg.Point{X: c.Min.X, Y: y}, n)
+		c.FillText(noteStyle(), vg.Point{X: c.Min.X, Y: y}, n)
 		y -= lineH
 	}
 	for _, row := range rows {

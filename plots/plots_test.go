@@ -4,8 +4,10 @@ package plots
 
 import (
 	"bytes"
+	"compress/zlib"
 	"encoding/xml"
 	"errors"
+	"image/color"
 	"image/png"
 	"io"
 	"math"
@@ -13,6 +15,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"gonum.org/v1/plot/vg"
+	"gonum.org/v1/plot/vg/vgpdf"
 
 	"ccload/harness/trace"
 )
@@ -90,10 +95,40 @@ func TestSave(t *testing.T) {
 			if !bytes.HasPrefix(b, []byte("%PDF-")) || !bytes.Contains(b, []byte("%%EOF")) {
 				t.Error("not a PDF")
 			}
+			// Its text is in Windows-1252.
+			if text := inflated(t, b); !bytes.Contains(text, []byte("20 Mbit/s \xb7 RTT")) {
+				t.Error("PDF without the title")
+			}
 		}
 	}
 	if left, _ := filepath.Glob(filepath.Join(dir, ".*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+// inflated are the streams of a PDF.
+func inflated(t *testing.T, b []byte) (all []byte) {
+	t.Helper()
+	for _, part := range bytes.Split(b, []byte("\nstream\n"))[1:] {
+		if r, err := zlib.NewReader(bytes.NewReader(part)); err == nil {
+			text, _ := io.ReadAll(r)
+			all = append(all, text...)
+		}
+	}
+	return all
+}
+
+// What can be seen through is so in a PDF too, and not darker.
+func TestPDFColour(t *testing.T) {
+	c := pdfCanvas{vgpdf.New(10, 10)}
+	c.SetColor(color.NRGBA{0xff, 0x80, 0, 0x40})
+	c.Fill(vg.Rectangle{Max: vg.Point{X: 5, Y: 5}}.Path())
+	var b bytes.Buffer
+	if _, err := c.WriteTo(&b); err != nil {
+		t.Fatal(err)
+	}
+	if text := inflated(t, b.Bytes()); !bytes.Contains(text, []byte("1.000 0.502 0.000 rg")) {
+		t.Errorf("%s", text)
 	}
 }
 
