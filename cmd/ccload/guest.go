@@ -256,7 +256,9 @@ func (a *app) runInGuests(ctx context.Context, f *runFlags, tasks []task) ([]*tr
 	runs = slices.DeleteFunc(runs, func(r *trace.Run) bool { return r == nil })
 	err = errors.Join(errs...)
 	if err == nil && ctx.Err() != nil {
-		err = errors.New("interrupted; what there is was kept")
+		if err = errors.New("interrupted; what there is was kept"); len(runs) == 0 {
+			err = errors.New("interrupted before anything was measured")
+		}
 	}
 	return runs, err
 }

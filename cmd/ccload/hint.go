@@ -8,6 +8,7 @@ import (
 	"io/fs"
 
 	"ccload/cc"
+	"ccload/harness/trace"
 	"ccload/harness/vm"
 	"ccload/registry"
 	"ccload/structops"
@@ -29,6 +30,12 @@ func hint(err error) string {
 			return fmt.Sprintf("ccload unregister %s, or register it --as another name", e.Name)
 		}
 		return "register it --as another name"
+	}
+	if e, ok := errors.AsType[*trace.OccupiedError](err); ok {
+		if e.Remove != "" {
+			return fmt.Sprintf("rm -r %s makes room for others, or -o names another directory", e.Remove)
+		}
+		return "-o names another directory"
 	}
 	if errors.Is(err, structops.ErrName) {
 		return "--as NAME gives it another name"

@@ -29,6 +29,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/parquet-go/parquet-go"
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 )
@@ -91,6 +92,7 @@ func refuse(programs string) {
 //	signalled SIGNAL[,SIGNAL…] FILE|TIME COMMAND…
 //	                      sends signals once the file is there or the time is over; the
 //	                      exit status must be the last one's. The output is in said
+//	uncolumn FILE NAME    a Parquet file loses a column
 //	fulldisk SIZE DIR     a disk of that many MiB until the script ends
 //
 // The condition [live:NAME] holds if the kernel has that congestion control.
@@ -163,6 +165,7 @@ func sessions(t *testing.T, dir string) {
 			"stale":     stale,
 			"patch":     patch,
 			"fulldisk":  fullDisk,
+			"uncolumn":  uncolumn,
 			"appears":   appears,
 			"signalled": signalled,
 		},
@@ -263,6 +266,33 @@ func fullDisk(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.Mkdir(dir, 0o755))
 	ts.Check(unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+args[0]+"m"))
 	ts.Defer(func() { ts.Check(unix.Unmount(dir, 0)) })
+}
+
+func uncolumn(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: uncolumn FILE NAME")
+	}
+	b, err := os.ReadFile(ts.MkAbs(args[0]))
+	ts.Check(err)
+	f, err := parquet.OpenFile(bytes.NewReader(b), int64(len(b)))
+	ts.Check(err)
+	columns := parquet.Group{}
+	for _, c := range f.Schema().Fields() {
+		if c.Name() != args[1] {
+			columns[c.Name()] = c
+		}
+	}
+	schema := parquet.NewSchema("row", columns)
+	conv, err := parquet.Convert(schema, f.Schema())
+	ts.Check(err)
+	var out bytes.Buffer
+	w := parquet.NewWriter(&out, schema)
+	for _, g := range f.RowGroups() {
+		_, err := parquet.CopyRows(w, parquet.ConvertRowReader(g.Rows(), conv))
+		ts.Check(err)
+	}
+	ts.Check(w.Close())
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), out.Bytes(), 0o600))
 }
 
 func patch(ts *testscript.TestScript, neg bool, args []string) {

@@ -4,8 +4,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
-	"io/fs"
 	"path/filepath"
 
 	"ccload/harness/trace"
@@ -34,11 +32,12 @@ the queue of the bottleneck. A DIR is a directory of results, or holds such.`,
 					to = filepath.Join(dirs[0], to)
 				}
 			}
-			results, err := open(dirs)
+			results, warnings, err := trace.OpenAll(dirs)
 			if err != nil {
 				return err
 			}
-			warnings, err := plots.Save(to, results)
+			a.warn(warnings)
+			warnings, err = plots.Save(to, results)
 			if errors.Is(err, plots.ErrFormat) {
 				return usageError{err}
 			}
@@ -52,29 +51,4 @@ the queue of the bottleneck. A DIR is a directory of results, or holds such.`,
 	}
 	cmd.Flags().StringVarP(&to, "output", "o", "", "picture: `FILE`.png, .svg or .pdf (default DIR/plot.png)")
 	return cmd
-}
-
-// open reads the results in the directories, and in those below them.
-func open(dirs []string) ([]*trace.Result, error) {
-	var results []*trace.Result
-	for _, dir := range dirs {
-		before := len(results)
-		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-			if err != nil || d.IsDir() || d.Name() != "run.json" {
-				return err
-			}
-			r, err := trace.Open(filepath.Dir(path))
-			if err == nil {
-				results = append(results, r)
-			}
-			return err
-		})
-		if err == nil && len(results) == before {
-			err = fmt.Errorf("results %q: there are none", dir)
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
-	return results, nil
 }

@@ -127,7 +127,18 @@ func (a *app) runAll(ctx context.Context, f *runFlags) error {
 	if err != nil {
 		return err
 	}
-	runs, err := a.runTasks(ctx, f, f.tasks(base, kernels))
+	over, err := change.Begin() // what there is when a signal comes is kept
+	if err != nil {
+		return err
+	}
+	defer over()
+	tasks := f.tasks(base, kernels)
+	set, err := f.createSet(tasks)
+	if err != nil {
+		return err
+	}
+	runs, err := a.runTasks(ctx, f, tasks)
+	err = errors.Join(err, set.Close(err == nil))
 	if err == nil || a.someRuns(runs, err) {
 		err = errors.Join(err, a.printRuns(f.to, runs, f.all))
 	}
@@ -162,21 +173,29 @@ func checksFailed(runs []*trace.Run) error {
 	return fmt.Errorf("%d checks %w", failed, errChecks)
 }
 
+// createSet makes the directory for the results of all tasks.
+func (f *runFlags) createSet(tasks []task) (*trace.Set, error) {
+	var runs []string
+	for _, t := range tasks {
+		if err := noLinks(f.top, t.dir); err != nil {
+			return nil, err
+		}
+		run, err := filepath.Rel(f.to, t.dir)
+		if err != nil {
+			return nil, err
+		}
+		runs = append(runs, run)
+	}
+	return trace.CreateSet(f.to, runs)
+}
+
 // runTasks runs the tasks where they are to run: all here, or all in guests.
 func (a *app) runTasks(ctx context.Context, f *runFlags, tasks []task) (_ []*trace.Run, err error) {
 	for i := range tasks {
 		if tasks[i].exp, err = harness.Defaults(tasks[i].exp); err != nil {
 			return nil, usageError{err}
 		}
-		if err := noLinks(f.top, tasks[i].dir); err != nil {
-			return nil, err
-		}
 	}
-	over, err := change.Begin() // what there is when a signal comes is kept
-	if err != nil {
-		return nil, err
-	}
-	defer over()
 	if len(f.kernels) > 0 {
 		return a.runInGuests(ctx, f, tasks)
 	}

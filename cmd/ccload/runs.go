@@ -40,6 +40,9 @@ func (a *app) printRuns(dir string, runs []*trace.Run, all bool) error {
 		for _, r := range runs {
 			flows += len(r.Flows)
 		}
+		if flows == 0 {
+			return // no run came so far that there is anything to tell
+		}
 		if flows > rowsMost && !all {
 			a.printFlowQuantiles(runs)
 		} else {
@@ -320,6 +323,9 @@ func seconds(v float64) string { return measured(v, "s") }
 // measured writes what was measured with four digits, exact what was asked for
 // with as many as it has.
 func measured(v float64, unit string) string {
+	if v == 0 {
+		return "0 " + unit
+	}
 	v, prefix := scale(v)
 	decimals := 3
 	for a := math.Abs(v); a >= 9.9995 && decimals > 0; a /= 10 {

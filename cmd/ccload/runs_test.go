@@ -23,7 +23,7 @@ func fakeRun(name, cc string, n int) *trace.Run {
 	r.Link.Measured = trace.Measured{Rate: new(20e6), RTT: new(.0201)}
 	for i := range n {
 		r.Experiment.Flows = append(r.Experiment.Flows, trace.Flow{ID: i + 1, CC: cc})
-		f := trace.FlowResult{ID: i + 1, CC: cc, Unconnected: true}
+		f := trace.FlowResult{ID: i + 1, CC: cc, Unconnected: true, Throughput: new(0.)}
 		if i%2 == 0 {
 			f = trace.FlowResult{
 				ID: i + 1, CC: cc, Throughput: new(1e6 * float64(i+1)), CwndMean: new(float64(i)), CwndMax: new(10.),
@@ -66,7 +66,7 @@ func TestFewFlows(t *testing.T) {
 	expectLines(t, out,
 		"RUN FLOW CC THROUGHPUT CWND MEAN MAX SRTT P50 P95 RETRANSMITS LOSS EPISODES TIMEOUTS",
 		"reno (interrupted) 1 reno 1.000 Mbit/s 0.0 10 20.00 ms 40.00 ms 0 0 0",
-		"reno (interrupted) 2 reno - - - - - 0 0 0",
+		"reno (interrupted) 2 reno 0 bit/s - - - - 0 0 0",
 		"",
 		"RUN LINK KIND MEASURED QUEUE MEAN MAX DROPS LOSSES MARKS UTILISATION JAIN",
 		"reno (interrupted) 20 Mbit/s, 20 ms, 1 packet netem 15.00 Mbit/s, 20.10 ms FAILED 1.5 33 7 0 0 90.0 % 0.500",
@@ -81,7 +81,7 @@ func TestManyFlows(t *testing.T) {
 	out, talk := printed(t, runs, false)
 	expectLines(t, out,
 		"RUN CC FLOWS QUANTITY MIN P25 MEDIAN P75 MAX",
-		"reno 1 … reno 2 reno 50 of 100 throughput 1.000 Mbit/s 13.00 Mbit/s 25.00 Mbit/s 37.00 Mbit/s 49.00 Mbit/s",
+		"reno 1 … reno 2 reno 100 throughput 0 bit/s 0 bit/s 0 bit/s 25.00 Mbit/s 49.00 Mbit/s",
 		"reno 1 … reno 2 reno 50 of 100 cwnd mean 0.0 12.0 24.0 36.0 48.0",
 		"reno 1 … reno 2 reno 50 of 100 cwnd max 10 10 10 10 10",
 		"reno 1 … reno 2 reno 50 of 100 srtt p50 20.00 ms 20.00 ms 20.00 ms 20.00 ms 20.00 ms",

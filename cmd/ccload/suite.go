@@ -14,6 +14,7 @@ import (
 	"ccload/harness/suite"
 	"ccload/harness/trace"
 	"ccload/harness/vm"
+	"ccload/internal/change"
 	"ccload/plots"
 
 	"github.com/spf13/cobra"
@@ -21,7 +22,7 @@ import (
 )
 
 // runSuite runs an experiment file.
-func (a *app) runSuite(ctx context.Context, cmd *cobra.Command, file string, f *runFlags) error {
+func (a *app) runSuite(ctx context.Context, cmd *cobra.Command, file string, f *runFlags) (err error) {
 	garbage(true)
 	var wrong []string
 	cmd.LocalFlags().Visit(func(flag *pflag.Flag) {
@@ -75,6 +76,17 @@ func (a *app) runSuite(ctx context.Context, cmd *cobra.Command, file string, f *
 			}
 		}
 	}
+	over, err := change.Begin() // what there is when a signal comes is kept
+	if err != nil {
+		return err
+	}
+	defer over()
+	set, err := f.createSet(tasks)
+	if err != nil {
+		return err
+	}
+	whole := false
+	defer func() { err = errors.Join(err, set.Close(whole)) }()
 	runs, err := a.runTasks(ctx, f, tasks)
 	if err != nil {
 		if a.someRuns(runs, err) {
@@ -93,6 +105,7 @@ func (a *app) runSuite(ctx context.Context, cmd *cobra.Command, file string, f *
 	}
 	runs = all
 	pictures, err := drawRuns(tasks)
+	whole = err == nil
 	if err := errors.Join(err, a.printSuite(f.to, runs, f.all)); err != nil {
 		return err
 	}
@@ -141,7 +154,7 @@ func drawRuns(tasks []task) (pictures int, err error) {
 		}
 	}
 	for _, dir := range dirs {
-		results, err := open([]string{dir})
+		results, _, err := trace.OpenAll([]string{dir})
 		if err != nil {
 			return 0, err
 		}

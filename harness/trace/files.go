@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 
@@ -34,6 +33,7 @@ type Writer struct {
 	samples *rows[Sample]
 	links   *rows[LinkSample]
 	reserve *reserve
+	made    string // the topmost directory that was made; "": there were all
 	closed  bool
 }
 
@@ -42,22 +42,25 @@ type Writer struct {
 // could have put it there. No file that is there already is written to.
 func Create(dir string) (_ *Writer, err error) {
 	fail := func(err error) (*Writer, error) { return nil, fmt.Errorf("results %q: %w", dir, err) }
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return fail(err)
-	}
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+	made, err := makeDir(dir)
+	if err != nil {
 		return fail(err)
 	}
 	root, err := openDir(dir)
 	if err != nil {
 		return fail(err)
 	}
-	w := &Writer{dir: dir, root: root, reserve: &reserve{}}
+	w := &Writer{dir: dir, root: root, reserve: &reserve{}, made: made}
 	defer func() {
-		if err != nil {
-			w.root.Close()
-			w.reserve.release()
+		if err == nil {
+			return
 		}
+		if w.samples != nil {
+			root.Remove(samplesFile)
+		}
+		w.root.Close()
+		w.reserve.release()
+		removeDirs(dir, made)
 	}()
 	for _, name := range []string{runFile, samplesFile, linkFile} {
 		if _, err := root.Lstat(name); !errors.Is(err, fs.ErrNotExist) {
@@ -114,8 +117,15 @@ func (w *Writer) Sample(s Sample) error { return w.samples.add(s) }
 // Link adds a state of the link.
 func (w *Writer) Link(s LinkSample) error { return w.links.add(s) }
 
-// Finish writes what is left and then run.json, which makes the result whole.
+// Empty says that nothing was added.
+func (w *Writer) Empty() bool { return w.samples.empty() && w.links.empty() }
+
+// Finish writes what is left and then run.json, which makes the result whole. Of a run
+// that ended before anything was seen nothing stays, the directory neither.
 func (w *Writer) Finish(r *Run) error {
+	if r.Incomplete && w.Empty() {
+		return w.discard()
+	}
 	err := w.end()
 	if err == nil {
 		err = writeRun(w.root, r)
@@ -149,6 +159,17 @@ func writeRun(root *os.Root, r *Run) error {
 		return err
 	}
 	return atomicfile.Write(root, runFile, append(b, '\n'))
+}
+
+// discard removes what Create made.
+func (w *Writer) discard() error {
+	err := w.end()
+	for _, name := range []string{samplesFile, linkFile} {
+		err = errors.Join(err, w.root.Remove(name))
+	}
+	err = errors.Join(err, w.root.Close())
+	removeDirs(w.dir, w.made)
+	return err
 }
 
 // Close writes what is left. Without Finish the directory has no run.json, and
@@ -241,6 +262,7 @@ type rows[T any] struct {
 	buf     []T
 	time    func(*T) float64
 	reserve *reserve
+	some    bool // rows were added
 }
 
 const rowsBuffered = 1 << 16
@@ -263,11 +285,17 @@ func (r *rows[T]) add(row T) error {
 	if r.reserve.spent() {
 		return unix.ENOSPC
 	}
-	r.buf = append(r.buf, row)
+	r.buf, r.some = append(r.buf, row), true
 	if len(r.buf) < rowsBuffered {
 		return nil
 	}
 	return r.flush(rowsBuffered / 2)
+}
+
+func (r *rows[T]) empty() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !r.some
 }
 
 // flush writes the n earliest rows.

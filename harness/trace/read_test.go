@@ -294,6 +294,45 @@ func TestImpossibleRun(t *testing.T) {
 	}
 }
 
+// A byte that is another gives an error that names the file, or other rows that a run
+// can have measured: never a panic, and nothing takes long.
+func TestFlippedBytes(t *testing.T) {
+	whole := t.TempDir()
+	write(t, whole, 100)
+	r, err := Open(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := 0
+	for _, file := range []string{samplesFile, linkFile} {
+		b, err := os.ReadFile(filepath.Join(whole, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range b {
+			x := []byte{0x01, 0x80, 0xff}[i%3]
+			b[i] ^= x
+			if file == samplesFile {
+				var rows []Sample
+				if rows, err = parseRows[Sample](b); err == nil {
+					err = r.Run.checkSamples(rows)
+				}
+			} else {
+				var rows []LinkSample
+				if rows, err = parseRows[LinkSample](b); err == nil {
+					err = r.Run.checkLinks(rows)
+				}
+			}
+			if b[i] ^= x; err != nil {
+				refused++
+			}
+		}
+	}
+	if refused < 500 {
+		t.Errorf("%d were refused", refused)
+	}
+}
+
 // A file that is cut anywhere is refused.
 func TestCut(t *testing.T) {
 	whole := t.TempDir()

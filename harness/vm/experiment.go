@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"ccload/harness"
@@ -61,6 +62,10 @@ func (g *Guest) Experiment(ctx context.Context, e trace.Experiment, opt harness.
 	}
 	if g.RealTime && !kvm.works {
 		r.Warnings = append(r.Warnings, "KVM does not work here: the guest was emulated, and slow for its clock")
+	}
+	if w.Empty() && r.Incomplete {
+		// It did not come as far as to measure: the error has the end of the log.
+		return nil, errors.Join(err, os.Remove(console.Name()), w.Finish(r))
 	}
 	r.Dir, r.Started, r.VirtualTime = opt.Dir, started, !g.RealTime
 	r.Versions = opt.Versions
