@@ -60,6 +60,12 @@ func TestDecisive(t *testing.T) {
 		{"; old kernels name no file\n0: (95) exit\nR0 !read_ok\nprocessed 1 insns", "R0 !read_ok", "old kernels name no file"},
 		{"attach to unsupported member get_info of struct tcp_congestion_ops\nprocessed 0 insns", "attach to unsupported member get_info of struct tcp_congestion_ops", ""},
 		{"from 5 to 7: R0=0 R10=fp0\n7: R0=0\nThe sequence of 8193 jumps is too complex.\nverification time 12 usec\nstack depth 0\nprocessed 8 insns", "The sequence of 8193 jumps is too complex.", ""},
+		{"1: (85) call pc+2\ncaller:\n R6=ctx() R10=fp0\ncallee:\n frame1: R1=1 R10=fp0\n;\n3: (95) exit\nR0 !read_ok\nprocessed 2 insns", "R0 !read_ok", ""},
+		{"3: (95) exit\n;\nR0 !read_okprocessed 2 insns (limit 1000000)", "R0 !read_ok", ""},
+		{"3: (85) call pc+2\nR1 type=scalar expected=fp\nCaller passes invalid args into func#1 ('f')\nprocessed 2 insns", "R1 type=scalar expected=fp", ""},
+		{"3: (85) call pc+2\nCaller passes invalid args into func#1 ('f')\nprocessed 2 insns", "Caller passes invalid args into func#1 ('f')", ""},
+		{"0: (95) exit\nfunc 'init' arg0 has btf_id 7 type STRUCT 'sock'\nmax struct nesting depth exceeded\narg#0 pointer type STRUCT tcp_sock must point to scalar", "arg#0 pointer type STRUCT tcp_sock must point to scalar", ""},
+		{"a sentence\n0: (95) exit\nprocessed 2 insns", "", ""},
 		{"", "", ""},
 	} {
 		reason, _, source := decisive(strings.Split(c.log, "\n"))

@@ -72,6 +72,9 @@ func (s *Spec) readAccesses(f *object) {
 				}
 				field := fixedField{program: p.Name, member: member}
 				field.of, field.path, field.begin = known.find(a.of, a.off)
+				if field.path == nil && slices.Contains(socketViews, flavourless(a.of)) && !known.socket {
+					o.sock = known.whole("sock")
+				}
 				if !slices.ContainsFunc(o.fixed, func(g fixedField) bool { return g.of == field.of && g.begin == field.begin }) {
 					o.fixed = append(o.fixed, field)
 				}
@@ -103,7 +106,7 @@ func (o *Ops) fixedStructures() (names []string) {
 // kernel although the verifier may accept it: it would use the wrong fields, or
 // read what is behind its private state.
 func (o *Ops) misfits() (all []Reason, err error) {
-	if len(o.fixed) == 0 && o.private.size <= smallestPrivate {
+	if len(o.fixed) == 0 && o.sock == nil && o.private.size <= smallestPrivate {
 		return nil, nil
 	}
 	kernel, err := kernelbtf.Types().Kernel()
@@ -134,7 +137,35 @@ func (o *Ops) misfits() (all []Reason, err error) {
 			break
 		}
 	}
+	if len(all) == 0 && o.sock != nil {
+		all = differences(kernel, o.sock)
+	}
 	return all, nil
+}
+
+// differences are where the kernel has a structure otherwise than the object: the first
+// of its members, or its end.
+func differences(kernel *btf.Spec, ours *btf.Struct) []Reason {
+	r := Reason{
+		Kind: LayoutDiffers, What: ours.Name,
+		Means: "what is behind it is elsewhere, too, and it would use the wrong fields: compile it with preserve_access_index",
+	}
+	for _, m := range ours.Members {
+		if size, err := btf.Sizeof(m.Type); size == 0 || err != nil { // only marks a place
+			continue
+		}
+		if at, ok := kernelPlace(kernel, ours.Name, []string{m.Name}); ok && m.Name != "" && m.BitfieldSize == 0 && at != int(m.Offset.Bytes()) {
+			r.What += "." + m.Name
+			r.Detail = fmt.Sprintf("byte %d in the object, %d in this kernel", m.Offset.Bytes(), at)
+			return []Reason{r}
+		}
+	}
+	var theirs *btf.Struct
+	if kernel.TypeByName(ours.Name, &theirs) == nil && theirs.Size != ours.Size {
+		r.Detail = fmt.Sprintf("%d bytes in the object, %d in this kernel", ours.Size, theirs.Size)
+		return []Reason{r}
+	}
+	return nil
 }
 
 // smallestPrivate is how much every kernel with struct_ops has of private state.
@@ -174,6 +205,15 @@ func (s *Spec) shapes(f *object) *shapes {
 		}
 	}
 	return k
+}
+
+// whole is a structure that is declared as a kernel has it, to all appearances: with
+// very many members; nil if it is not.
+func (k *shapes) whole(name string) *btf.Struct {
+	if st := k.structure(name); st != nil && len(st.Members) > 40 {
+		return st
+	}
+	return nil
 }
 
 // find is the field at an offset of a structure; of a socket's, in the smallest of

@@ -14,6 +14,7 @@ import (
 
 	"ccload/internal/kerneltest"
 
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 )
 
@@ -102,6 +103,31 @@ SEC(".struct_ops.link") struct tcp_congestion_ops so_debug = { .ssthresh = (void
 		if f := s.Ops[0].fixed; len(f) != 1 || f[0].of != "tcp_sock" || f[0].String() != want {
 			t.Errorf("%s: %v", level, f)
 		}
+	}
+}
+
+// Where only the structure's beginning is told, that must be this kernel's.
+func TestDifferences(t *testing.T) {
+	kernel := kernelSpec(t)
+	var sock *btf.Struct
+	if err := kernel.TypeByName("sock", &sock); err != nil {
+		t.Fatal(err)
+	}
+	moved := btf.Copy(sock).(*btf.Struct)
+	if got := differences(kernel, moved); got != nil {
+		t.Errorf("the kernel's own: %v", got)
+	}
+	moved.Size += 8
+	if got := differences(kernel, moved); len(got) != 1 || got[0].What != "sock" || got[0].Detail != fmt.Sprintf("%d bytes in the object, %d in this kernel", sock.Size+8, sock.Size) {
+		t.Errorf("%v", got)
+	}
+	for i := range moved.Members {
+		if moved.Members[i].Name == "sk_pacing_rate" {
+			moved.Members[i].Offset += 64
+		}
+	}
+	if got := differences(kernel, moved); len(got) != 1 || got[0].What != "sock.sk_pacing_rate" || got[0].Kind != LayoutDiffers {
+		t.Errorf("%v", got)
 	}
 }
 

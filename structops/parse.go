@@ -48,6 +48,7 @@ type Ops struct {
 	typ     *btf.Struct // as the object declares it
 	err     error       // why it cannot be used, whatever its name
 	fixed   []fixedField
+	sock    *btf.Struct // struct sock, where fields behind it are fixed and not told
 	private privateUse
 }
 

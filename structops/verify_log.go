@@ -56,7 +56,7 @@ var (
 	logStats = regexp.MustCompile(`^(processed \d+ insns|verification time |stack depth |insns processed )`)
 
 	// Where it is: source lines, instructions, states, jumps, functions.
-	logTrace = regexp.MustCompile(`^(; |\d+: |from \d+ to \d+|(frame\d+: ?)?R\d+(_\w+)?=|safe$|func#\d+ @|Validating \w+\(\) func#|Func#\d+ .*is safe for any args|live regs before insn)`)
+	logTrace = regexp.MustCompile(`^(;|\d+: |from \d+ to \d+|(frame\d+: ?)?R\d+(_\w+)?=|safe$|func#\d+ @|Validating \w+\(\) func#|Func#\d+ .*is safe for any args|live regs before insn|caller:|callee:|returning from callee:|to caller at \d+)`)
 
 	// How it went on: what it remembers of states.
 	logState = regexp.MustCompile(`^(cur state:|old state:|mark_precise|last_idx \d|regs=|parent (didn't have|already had|state) |propagating |falling back to |(old|new) insn |\s*(frame\d+: ?)?R\d+(_\w+)?=)`)
@@ -81,6 +81,9 @@ func decisive(log []string) (reason, before, source string) {
 	var said []string // the last first
 	for ; at >= 0; at-- {
 		line := log[at]
+		if i := strings.Index(line, "processed "); i > 0 && logStats.MatchString(line[i:]) {
+			line = line[:i] // some sentences lack the end of their line
+		}
 		if line == "" || logStats.MatchString(line) || logState.MatchString(line) {
 			continue
 		}
@@ -108,7 +111,7 @@ func decisive(log []string) (reason, before, source string) {
 	if len(rest) > 0 {
 		reason = rest[0]
 	}
-	if len(rest) > 1 {
+	if len(rest) > 1 && !strings.HasPrefix(reason, "[") { // before a type that is refused are the others
 		before = rest[1]
 	}
 	return reason, before, source

@@ -142,7 +142,7 @@ func FuzzVerifierLog(f *testing.F) {
 	f.Fuzz(func(t *testing.T, log string) {
 		lines := strings.Split(log, "\n")
 		r := parseRefusal(lines)
-		if r.at < -1 || r.unknown < -1 || r.argument < 0 || r.reason != "" && !slices.Contains(lines, r.reason) {
+		if r.at < -1 || r.unknown < -1 || r.argument < 0 || !strings.Contains(log, r.reason) {
 			t.Errorf("%+v", r)
 		}
 		parseStats(lines)
