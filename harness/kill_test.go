@@ -203,7 +203,10 @@ func TestStopped(t *testing.T) {
 			var seconds []int
 			var longest, latest float64
 			for _, d := range r.Disturbances {
-				longest, latest = max(longest, d.Gap), max(latest, d.LatenessMax)
+				longest = max(longest, d.Gap)
+				if d.LatenessMax != nil {
+					latest = max(latest, *d.LatenessMax)
+				}
 				if d.Gap > 0.9*stop.Seconds() {
 					seconds = append(seconds, d.Second)
 				}

@@ -238,7 +238,7 @@ func (m *machine) disturbances(processors int, rtt float64, ran time.Duration, l
 		s.Second = i
 		for _, o := range late {
 			l := o.Second(i)
-			s.LatenessMax, s.LateShare = max(s.LatenessMax, l.Max.Seconds()), max(s.LateShare, l.Sum.Seconds())
+			s.LatenessMax, s.LateShare = most(s.LatenessMax, l.Max.Seconds()), most(s.LateShare, l.Sum.Seconds())
 		}
 		gap := m.gaps.Second(i)
 		s.Gap, s.GapShare = gap.Max.Seconds(), gap.Sum.Seconds()
@@ -261,44 +261,72 @@ func (m *machine) disturbances(processors int, rtt float64, ran time.Duration, l
 			s := &seconds[j]
 			whole := b.total-a.total >= uint64(sum.Processors)*50 // half a second: less is too coarse
 			if whole || last > first {
-				s.Busy, s.Steal = max(s.Busy, busy), max(s.Steal, steal)
+				s.Busy, s.Steal = most(s.Busy, busy), most(s.Steal, steal)
 			}
-			s.Waited = max(s.Waited, waited.Seconds()/float64(last-first+1))
+			if len(b.waits) > 0 {
+				s.Waited = most(s.Waited, waited.Seconds()/float64(last-first+1))
+			}
 		}
 		if n > 0 {
 			s := &seconds[first]
-			s.Preempted, s.Unseen, s.SamplesLost = s.Preempted+b.preempted-a.preempted, s.Unseen+b.unseen-a.unseen, s.SamplesLost+b.lost-a.lost
+			s.Unseen, s.SamplesLost = s.Unseen+b.unseen-a.unseen, s.SamplesLost+b.lost-a.lost
+			if len(m.threads) > 0 {
+				before := uint64(0)
+				if s.Preempted != nil {
+					before = *s.Preempted
+				}
+				s.Preempted = new(before + b.preempted - a.preempted)
+			}
 		}
 	}
 	if k := len(m.readings) - 1; k > 0 {
 		a, b := &m.readings[0], &m.readings[k]
 		sum.Busy, sum.Steal = busy(a, b, sum.Processors), share(b.steal-a.steal, b.total-a.total)
 	}
-	most := max(rtt, 0)
-	if most == 0 {
-		most = spoiledLeast.Seconds()
+	longest := rtt
+	if longest == 0 {
+		longest = spoiledLeast.Seconds()
 	}
+	percent := func(v float64) string { return fmt.Sprintf("%.0f %%", 100*v) }
 	for _, s := range seconds {
-		sum.BusyMax = max(sum.BusyMax, s.Busy)
+		if s.Busy != nil {
+			sum.BusyMax = most(sum.BusyMax, *s.Busy)
+		}
 		why := func(bad bool, format string, args ...any) {
 			if bad {
 				s.Why = append(s.Why, fmt.Sprintf(format, args...))
 			}
 		}
-		why(s.LatenessMax > most, "packets up to %s late", milli(s.LatenessMax))
-		why(s.LateShare > spoiledShare, "packets late %.0f %% of the time", 100*s.LateShare)
-		why(s.Gap > max(most, spoiledGap.Seconds()), "ccload did not run for %s", milli(s.Gap))
-		why(s.GapShare > spoiledShare, "ccload did not run %.0f %% of the time", 100*s.GapShare)
-		why(s.Waited > spoiledWait && sum.Processors > 1, "the link waited for a processor for %s", milli(s.Waited))
-		why(s.Steal > spoiledSteal, "%.0f %% of the processors' time stolen", 100*s.Steal)
-		why(s.Busy > spoiledBusy && sum.Processors == 1, "the processor was busy %.0f %% of the time", 100*s.Busy)
-		why(s.Unseen > 0, "%d packets lost outside the link", s.Unseen)
-		why(s.SamplesLost > 0, "%d samples lost", s.SamplesLost)
+		over := func(v *float64, may float64, format string, unit func(float64) string) {
+			if v != nil && *v > may {
+				s.Why = append(s.Why, fmt.Sprintf(format, unit(*v)))
+			}
+		}
+		over(s.LatenessMax, longest, "packets up to %s late", milli)
+		over(s.LateShare, spoiledShare, "packets late %s of the time", percent)
+		over(&s.Gap, max(longest, spoiledGap.Seconds()), "ccload did not run for %s", milli)
+		over(&s.GapShare, spoiledShare, "ccload did not run %s of the time", percent)
+		over(s.Steal, spoiledSteal, "%s of the processors' time stolen", percent)
+		if sum.Processors > 1 {
+			over(s.Waited, spoiledWait, "the link waited for a processor for %s", milli)
+		} else {
+			over(s.Busy, spoiledBusy, "the processor was busy %s of the time", percent)
+		}
+		why(s.Unseen > 0, "%s lost outside the link", counted(int(s.Unseen), "packet"))
+		why(s.SamplesLost > 0, "%s lost", counted(int(s.SamplesLost), "sample"))
 		if len(s.Why) > 0 {
 			all = append(all, s)
 		}
 	}
 	return all, sum
+}
+
+// most is the larger of what was known before, if anything was, and a value.
+func most(before *float64, v float64) *float64 {
+	if before != nil {
+		v = max(v, *before)
+	}
+	return &v
 }
 
 func share(part, of uint64) float64 {

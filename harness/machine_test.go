@@ -3,6 +3,7 @@
 package harness
 
 import (
+	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
@@ -81,7 +82,7 @@ func TestDisturbances(t *testing.T) {
 				t.Errorf("%s: second %d: %q, want %q", name, i, said[i], want)
 			}
 		}
-		if name == "nothing" && (sum != trace.Machine{Processors: 2, Busy: 0.5, BusyMax: 0.5}) {
+		if name == "nothing" && (sum.Processors != 2 || sum.Busy != 0.5 || *sum.BusyMax != 0.5 || sum.Steal != 0) {
 			t.Errorf("%s: %+v", name, sum)
 		}
 	}
@@ -95,9 +96,23 @@ func TestDisturbancesBusy(t *testing.T) {
 			m.readings[i].tasks = time.Duration(i*processors) * 970 * time.Millisecond
 		}
 		got, sum := m.disturbances(processors, 0.04, 4*time.Second, nil)
-		if want := map[int]int{1: 4, 2: 0}[processors]; len(got) != want || sum.BusyMax < 0.969 || sum.BusyMax > 0.971 {
+		if want := map[int]int{1: 4, 2: 0}[processors]; len(got) != want || *sum.BusyMax < 0.969 || *sum.BusyMax > 0.971 {
 			t.Errorf("%d processors: %+v, %+v", processors, got, sum)
 		}
+	}
+}
+
+// What is not known is absent: how late a kernel's link is, and how busy the machine
+// was in a moment.
+func TestDisturbancesUnknown(t *testing.T) {
+	m := &machine{gaps: link.NewOverdue(0, time.Second, 20*time.Millisecond), readings: []reading{{}, {at: 3e8, busy: 30, total: 60, unseen: 1}}}
+	got, sum := m.disturbances(2, 0.04, 300*time.Millisecond, nil)
+	if len(got) != 1 || sum.BusyMax != nil || sum.Busy != 0.5 {
+		t.Fatalf("%+v, %+v", got, sum)
+	}
+	b, err := json.Marshal(got[0])
+	if want := `{"second":0,"why":["1 packet lost outside the link"],"gap":0,"gap_share":0,"unseen":1,"samples_lost":0}`; err != nil || string(b) != want {
+		t.Errorf("%s, %v, want %s", b, err, want)
 	}
 }
 

@@ -205,11 +205,11 @@ func (x *experiment) check() {
 	if m.Rate != nil {
 		claim("link rate", math.Abs(*m.Rate-l.Rate) <= rateError*l.Rate, mbit(l.Rate)+" ± 1 %", mbit(*m.Rate))
 	}
-	most := rttMayBeOff(l.RTT)
-	claim("link rtt", math.Abs(*m.RTT-l.RTT) <= most, ms(l.RTT)+" ± "+ms(most), ms(*m.RTT))
+	off := rttMayBeOff(l.RTT)
+	claim("link rtt", math.Abs(*m.RTT-l.RTT) <= off, ms(l.RTT)+" ± "+ms(off), ms(*m.RTT))
 	if r.Link.Lateness != nil { // the kernel does not tell how late its netem is
-		most := link.MayBeLate(l.RTT).Seconds()
-		claim("link lateness", r.Link.Lateness.P50 <= most, "median ≤ "+ms(most), ms(r.Link.Lateness.P50))
+		late := link.MayBeLate(l.RTT).Seconds()
+		claim("link lateness", r.Link.Lateness.P50 <= late, "median ≤ "+ms(late), ms(r.Link.Lateness.P50))
 	}
 	spoiled, got := r.Disturbances, "0"
 	if len(spoiled) > 0 {
@@ -286,6 +286,6 @@ func some(n []int) string {
 // worst is the second with the latest packet, or the longest gap.
 func worst(d []trace.Disturbance) trace.Disturbance {
 	return slices.MaxFunc(d, func(a, b trace.Disturbance) int {
-		return cmp.Compare(max(a.LatenessMax, a.Gap), max(b.LatenessMax, b.Gap))
+		return cmp.Compare(*most(a.LatenessMax, a.Gap), *most(b.LatenessMax, b.Gap))
 	})
 }

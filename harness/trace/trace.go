@@ -223,35 +223,36 @@ type Bottleneck struct {
 // Machine is how much of the processors the run had, and what was taken from it.
 // Shares are of the time of all processors together.
 type Machine struct {
-	Processors int     `json:"processors"`
-	Busy       float64 `json:"busy"`     // share, by whomever, over the run
-	BusyMax    float64 `json:"busy_max"` // the most in any second
-	Steal      float64 `json:"steal"`    // share that a hypervisor gave to others
+	Processors int      `json:"processors"`
+	Busy       float64  `json:"busy"`               // share, by whomever, over the run
+	BusyMax    *float64 `json:"busy_max,omitempty"` // the most in any second; none if there was no whole one
+	Steal      float64  `json:"steal"`              // share that a hypervisor gave to others
 }
 
 // Disturbance is one second of the run and how the machine spoiled it: packets
-// that waited for it rather than for the link.
+// that waited for it rather than for the link. A link of netem tells neither how
+// late its packets are nor how long it waited; not every kernel counts waiting.
 type Disturbance struct {
 	Second int `json:"second"` // s since the start of the run
 	// Why says in a few words each what was beyond what a run may have, with the value.
 	Why []string `json:"why"`
 	// LatenessMax is how late the latest packet was that was under way in this second, in s.
-	LatenessMax float64 `json:"lateness_max"`
+	LatenessMax *float64 `json:"lateness_max,omitempty"`
 	// LateShare is the share of the second in which a packet that was due had not been
 	// handed on, of those that were late by more than a tenth of the RTT.
-	LateShare float64 `json:"late_share"`
+	LateShare *float64 `json:"late_share,omitempty"`
 	// Gap is the longest time in s for which the process did not run though it wanted
 	// to, and GapShare the share of the second that such times take.
 	Gap      float64 `json:"gap"`
 	GapShare float64 `json:"gap_share"`
 	// Preempted counts the times that a thread of the link had to leave its processor
 	// to others, Waited is how long such a thread waited for one, in s.
-	Preempted   uint64  `json:"preempted"`
-	Waited      float64 `json:"waited"`
-	Busy        float64 `json:"busy"`         // share of the processors' time
-	Steal       float64 `json:"steal"`        // likewise
-	Unseen      uint64  `json:"unseen"`       // packets lost outside the link
-	SamplesLost uint64  `json:"samples_lost"` // events that did not fit the ring buffer
+	Preempted   *uint64  `json:"preempted,omitempty"`
+	Waited      *float64 `json:"waited,omitempty"`
+	Busy        *float64 `json:"busy,omitempty"`  // share of the processors' time
+	Steal       *float64 `json:"steal,omitempty"` // likewise
+	Unseen      uint64   `json:"unseen"`          // packets lost outside the link
+	SamplesLost uint64   `json:"samples_lost"`    // events that did not fit the ring buffer
 }
 
 // Check is one claim about a run and whether it held.
