@@ -210,14 +210,14 @@ func (f *runFlags) place(name string) {
 	}
 }
 
-// noLinks refuses symbolic links on the way from one directory to another below it:
-// who else may write there could have made them, and have results written elsewhere.
+// noLinks refuses symbolic links from one directory on to another below it: who else
+// may write there could have made them, and have results written elsewhere.
 func noLinks(from, to string) error {
 	rel, err := filepath.Rel(from, to)
 	if err != nil {
 		return err
 	}
-	for part := range strings.SplitSeq(rel, "/") {
+	for part := range strings.SplitSeq("./"+rel, "/") {
 		from = filepath.Join(from, part)
 		if st, err := os.Lstat(from); err == nil && st.Mode()&os.ModeSymlink != 0 {
 			return fmt.Errorf("results %q: refusing a symbolic link: name the directory itself", from)

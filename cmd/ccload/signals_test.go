@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -42,6 +43,13 @@ func at() {
 func exists(path string) bool {
 	_, err := os.Lstat(path)
 	return err == nil
+}
+
+// pending says whether a process has signals that have not come to it.
+func pending(pid int) bool {
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	_, mask, ok := strings.Cut(string(status), "\nShdPnd:\t")
+	return ok && !strings.HasPrefix(mask, "0000000000000000")
 }
 
 // appears waits for a file.
@@ -90,6 +98,9 @@ func signalled(ts *testscript.TestScript, neg bool, args []string) {
 	sent := time.Now()
 	for _, name := range signals {
 		ts.Check(cmd.Process.Signal(unix.SignalNum("SIG" + name)))
+		for pending(cmd.Process.Pid) {
+			time.Sleep(5 * time.Millisecond)
+		}
 		time.Sleep(200 * time.Millisecond) // that it be seen before what comes next
 	}
 	if len(signals) == 1 && args[2] == "at" {
