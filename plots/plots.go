@@ -191,9 +191,7 @@ func newPicture(results []*trace.Result) (*picture, error) {
 			p.flowsEach = 0
 		}
 		p.end = max(p.end, lasted(r))
-		for _, t := range r.Run.Theory {
-			p.theory = append(p.theory, t)
-		}
+		p.theory = append(p.theory, r.Run.Theory...)
 		for _, d := range r.Run.Disturbances {
 			p.spoiled = append(p.spoiled, span{float64(d.Second), float64(d.Second + 1)})
 		}
@@ -239,7 +237,7 @@ func (p *picture) note(r *trace.Result, name string) {
 	var failed []string
 	for _, c := range r.Run.Checks {
 		switch m := r.Run.Link.Measured; {
-		case c.OK:
+		case c.OK, c.Name == "seconds spoiled by the machine" && len(r.Run.Disturbances) > 0: // said below
 		case c.Name == "link rate" && m.Rate != nil:
 			notes = append(notes, fmt.Sprintf("asked for %s, measured %s", siUnit(r.Run.Link.Rate, "bit/s"), siUnit(*m.Rate, "bit/s")))
 			if name == "" {

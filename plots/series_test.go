@@ -350,7 +350,7 @@ func TestNotes(t *testing.T) {
 	r := result("cubic", 100)
 	r.Run.Experiment.Name = "cubic"
 	r.Run.Link.Rate, r.Run.Link.Measured.Rate = 1e9, new(615e6)
-	r.Run.Checks = []trace.Check{{Name: "link rate"}, {Name: "link rtt", OK: true}, {Name: "link lateness"}}
+	r.Run.Checks = []trace.Check{{Name: "link rate"}, {Name: "link rtt", OK: true}, {Name: "link lateness"}, {Name: "seconds spoiled by the machine"}}
 	r.Run.Disturbances = []trace.Disturbance{{Second: 3}, {Second: 4}, {Second: 9}}
 	w := saved(t, r)
 	for _, want := range []string{
