@@ -38,10 +38,11 @@ type opsMap struct {
 // optional, and makes the maps. A name that was changed since Parse is checked
 // again. Parameters are final from then on.
 //
-// A program that the verifier refuses gives a *VerifierError; missing
-// capabilities or a lockdown give a *PermissionError; ErrKernel says that the
-// kernel lacks a member or a function that is used, ErrKernelBTF that it has no
-// BTF.
+// A program that is refused gives a *VerifierError with the reason that Verify gives:
+// by the verifier; or because the kernel lacks a function that it calls (ErrKernel),
+// or has fields elsewhere than the object finds them (ErrLayout). Missing
+// capabilities or a lockdown give a *PermissionError; ErrKernel also says that the
+// kernel lacks a member, ErrKernelBTF that it has no BTF.
 func (s *Spec) Load(mapNames ...string) (_ *Object, err error) {
 	go kernelbtf.Types().Kernel() // the library will ask for it: tens of milliseconds
 	l, err := kernelLayout()

@@ -146,6 +146,9 @@ func TestRefusals(t *testing.T) {
 		if why.Means == "" && !unexplained.MatchString(why.Detail) {
 			t.Errorf("%s: not explained: %s", r.Map, why.Brief())
 		}
+		if why.Source == "" && !regexp.MustCompile(`[Tt]oo large|combined stack|jumps is too complex|Only fentry`).MatchString(why.Detail) {
+			t.Errorf("%s: no line of C: %s", r.Map, why.Brief())
+		}
 	}
 }
 

@@ -34,7 +34,7 @@ var explanations = []struct {
 	{re(`^\[\d+\] [A-Z_0-9]+ `), said("the kernel does not take the object's type information (BTF): was it built by a newer compiler?")},
 	{re(`[Tt]oo large\. Processed|jumps is too complex|^BPF program is too large`), said("there are more ways through it than the verifier will try: bound loops by small constants, or use bpf_loop()")},
 	{re(`^infinite loop detected|^back-edge`), said("the loop does not end, for all that the verifier can see: bound it by a constant, or use bpf_loop()")},
-	{re(`^unreachable insn`), said("there is code that nothing leads to; built with -O2?")},
+	{re(`^unreachable insn`), said("there is code that nothing leads to: was it built without -O2?")},
 	{re(`^combined stack size|^stack depth|^invalid (write to|stack)`), said("the functions of a chain of calls have 512 bytes of stack together")},
 	{re(`^the call stack of \d+ frames`), said("calls may be nested 8 deep")},
 	{re(`^write access at off \d+ with size \d+ beyond`), said("the store begins in a field that may be written, and goes beyond it")},

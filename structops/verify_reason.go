@@ -5,8 +5,10 @@ package structops
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"ccload/internal/kernelbtf"
@@ -170,6 +172,12 @@ func (s *Spec) programReason(err error, p *ebpf.ProgramSpec, o *Ops, member stri
 	if r.Means != "" && bare(p) {
 		r.Means = bareFunction
 	}
+	if m := atInstruction.FindStringSubmatch(log.reason); m != nil && log.at < 0 {
+		log.at, _ = strconv.Atoi(m[1]) // it was not gone through yet
+	}
+	if r.Source == "" && log.at >= 0 {
+		r.Source = sourceAt(p, log.at)
+	}
 	at, function := instructionAt(p, log.at)
 	r.Function = function
 	switch {
@@ -214,6 +222,23 @@ func instructionAt(p *ebpf.ProgramSpec, n int) (_ *asm.Instruction, function str
 		}
 	}
 	return nil, ""
+}
+
+// atInstruction is how the verifier names an instruction in a sentence.
+var atInstruction = regexp.MustCompile(`\binsn (\d+)`)
+
+// sourceAt is the line of C that an instruction was made of, as newer kernels' logs
+// have it; "" if the object does not tell.
+func sourceAt(p *ebpf.ProgramSpec, n int) (source string) {
+	for iter := p.Instructions.Iterate(); iter.Next() && int(iter.Offset) <= n; {
+		if iter.Ins.Symbol() != "" {
+			source = ""
+		}
+		if l, ok := iter.Ins.Source().(*btf.Line); ok {
+			source = fmt.Sprintf("%s:%d: %s", filepath.Base(l.FileName()), l.LineNumber(), strings.TrimSpace(l.Line()))
+		}
+	}
+	return source
 }
 
 // relocation is how the library prints one: it does not give its parts.
