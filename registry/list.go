@@ -120,7 +120,8 @@ func Lookup(name string) (_ *Details, warnings []string, err error) {
 	d := &Details{Entry: *e, DefaultIn: labels(seen.defaults[name]), SocketList: seen.sockets}
 	if e.info != nil {
 		d.Map, d.Flags = e.info.Map, flagNames(e.info.Flags)
-		for _, p := range e.info.SetParams() {
+		set, _ := e.info.SetParams() // another tool's are not known
+		for _, p := range set {
 			d.Set = append(d.Set, p.Name)
 		}
 		pinned := pins()

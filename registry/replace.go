@@ -106,7 +106,11 @@ func Replace(name string, spec *structops.Spec, o ReplaceOptions) (*Replacement,
 
 // keep gives the new code the parameters that were set.
 func (r *Replacement) keep(from *structops.Info, spec *structops.Spec) {
-	for _, p := range from.SetParams() {
+	set, err := from.SetParams()
+	if err != nil && len(from.Params) > 0 {
+		r.Warnings = append(r.Warnings, "which parameters were set is not known, and none is kept: "+err.Error())
+	}
+	for _, p := range set {
 		if spec.IsSet(p.Name) {
 			continue
 		}

@@ -131,11 +131,12 @@ func (i *Info) Object() (*Spec, *Ops, error) {
 	return s, o, err
 }
 
-// SetParams are the parameters that were set, when it was loaded or since.
-func (i *Info) SetParams() []Param {
+// SetParams are the parameters that were set, when it was loaded or since. The error is
+// that of Object.
+func (i *Info) SetParams() ([]Param, error) {
 	fd, r, err := i.open()
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	unix.Close(fd)
 	var set []Param
@@ -144,7 +145,7 @@ func (i *Info) SetParams() []Param {
 			set = append(set, p)
 		}
 	}
-	return set
+	return set, nil
 }
 
 // keepSet records that parameters were set.

@@ -54,8 +54,8 @@ func TestRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	i = mustInspect(t, l.MapID())
-	if got := fmt.Sprint(i.SetParams()); got != "[{so_gain __u32 7 false} {so_off bool true true}]" {
-		t.Errorf("set: %s", got)
+	if set, err := i.SetParams(); err != nil || fmt.Sprint(set) != "[{so_gain __u32 7 false} {so_off bool true true}]" {
+		t.Errorf("set: %v, %v", set, err)
 	}
 	spec, ops, err := i.Object()
 	if err != nil || ops.Map != "so_tuned" || !bytes.Equal(spec.raw, fixture(t, "tuned")) || fmt.Sprint(spec.Params()) != fmt.Sprint(mustParse(t, "tuned").Params()) {

@@ -125,6 +125,7 @@ func replacement(args, set []string, o *registry.ReplaceOptions) (*structops.Spe
 		return spec, alg, err
 	}
 	// An earlier ccload has registered it: what was set is not known, but what it is now.
+	o.Keep = false
 	for _, t := range alg.Tunables {
 		v, _ := number(d.Params[t.Name])
 		if _, given := wanted[t.Name]; given || v == t.Default {
