@@ -17,35 +17,64 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// object is a congestion control beyond the catalogue's, for guests.
+// object is a congestion control beyond the catalogue's, for runs.
 type object struct {
 	File []byte
-	Map  string // of the file; "": the one, or the variant for the guest's kernel, that is called Own
+	Map  string // of the file; "": the one, or the variant for the running kernel, that is called Own
 	Own  string // the name that it has there
 	Set  map[string]string
 }
 
-// register puts it into the kernel, under a name.
-func (o *object) register(name string) error {
+// open reads it.
+func (o *object) open() (*structops.Spec, *structops.Ops, error) {
 	spec, err := structops.Parse(o.File)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	for k, v := range o.Set {
 		if err := spec.Set(k, v); err != nil {
-			return err
+			return nil, nil, err
 		}
 	}
-	mapName := o.Map
-	if mapName == "" {
-		ops, err := spec.SelectName(o.Own)
-		if err != nil {
-			return err
-		}
-		mapName = ops.Map
+	var ops *structops.Ops
+	if o.Map != "" {
+		ops, err = spec.Select(o.Map)
+	} else {
+		ops, err = spec.SelectName(o.Own)
 	}
-	_, err = registry.Register(spec, registry.Options{Map: mapName, Name: name})
+	return spec, ops, err
+}
+
+// register puts it into the kernel, under a name.
+func (o *object) register(name string) error {
+	spec, ops, err := o.open()
+	if err != nil {
+		return err
+	}
+	_, err = registry.Register(spec, registry.Options{Map: ops.Map, Name: name})
 	return err
+}
+
+// hold puts it into the kernel for as long as the link is open and this process runs.
+func (o *object) hold(name string) (*structops.Link, error) {
+	spec, ops, err := o.open()
+	if err != nil {
+		return nil, err
+	}
+	ops.Name, ops.Link = name, true
+	obj, err := spec.Load(ops.Map)
+	if err != nil {
+		return nil, err
+	}
+	defer obj.Close()
+	l, err := obj.Attach(ops.Map)
+	if err == nil && l.LinkID() == 0 { // it would outlive a process that is killed
+		err = errors.Join(structops.ErrNoLinks, l.Close())
+	}
+	if errors.Is(err, structops.ErrNoLinks) {
+		return nil, hinted{err, "ccload register FILE.o, and run it by its name"}
+	}
+	return l, err
 }
 
 // objectFlags are what --object says, each with the flags behind it.
@@ -68,7 +97,7 @@ func (f *objectFlags) add(fl *pflag.FlagSet) {
 		}), name, usage)
 	}
 	fl.Var(objectValue(func(v string) error { *f = append(*f, objectFlag{path: v}); return nil }),
-		"object", "`FILE.o` with a congestion control for the guests; may be repeated, each followed by its --map, --as and --set")
+		"object", "`FILE.o` with a congestion control, which is there for the runs only; may be repeated, each followed by its --map, --as and --set")
 	about("map", "which (`M`) of several in the --object before it, by its variable", func(o *objectFlag, v string) { o.mapName = v })
 	about("as", "another `NAME` for the --object before it", func(o *objectFlag, v string) { o.as = v })
 	about("set", "set a tunable of the --object before it, `K=V`; may be repeated", func(o *objectFlag, v string) { o.set = append(o.set, v) })
@@ -119,7 +148,7 @@ func (f objectFlags) read(run []string, tasks []task) (map[string]object, error)
 	return objects, nil
 }
 
-// owner says whose a name is already: the catalogue's, or that of a guest's kernel.
+// owner says whose a name is already: the catalogue's, or that of a kernel of the tasks.
 func owner(name string, tasks []task) (string, error) {
 	if cc.Lookup(name) != nil {
 		return "one in the catalogue", nil
@@ -128,6 +157,12 @@ func owner(name string, tasks []task) (string, error) {
 		return "one of the kernel's own", nil
 	}
 	for _, t := range tasks {
+		if t.kernel == nil {
+			if registry.Require(name) == nil {
+				return "one that is registered", nil
+			}
+			continue
+		}
 		names, err := t.kernel.CongestionControls()
 		if err != nil {
 			return "", err

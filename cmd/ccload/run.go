@@ -69,8 +69,8 @@ kept up, and every flow sent something. The status is 3 if a check fails.`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: cobra.FixedCompletions([]cobra.Completion{"yaml", "yml"}, cobra.ShellCompDirectiveFilterFileExt),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(f.kernels) == 0 && (f.realtime || len(f.objects) > 0) {
-				return usagef("--realtime and --object are for guests: --vm KERNEL")
+			if len(f.kernels) == 0 && f.realtime {
+				return usagef("--realtime is for guests: --vm KERNEL")
 			}
 			if len(args) > 0 {
 				return a.runSuite(cmd.Context(), cmd, args[0], &f)
@@ -228,7 +228,19 @@ func noLinks(from, to string) error {
 
 // runHere runs the tasks one after the other on this machine's kernel.
 func (a *app) runHere(ctx context.Context, f *runFlags, tasks []task) (runs []*trace.Run, err error) {
+	objects, err := f.objects.read(f.cc, tasks)
+	if err != nil {
+		return nil, err
+	}
 	for _, name := range f.cc {
+		if o, ok := objects[name]; ok {
+			l, err := o.hold(name)
+			if err != nil {
+				return nil, fmt.Errorf("run %q: %w", name, err)
+			}
+			defer l.Close()
+			continue
+		}
 		if err := registry.Require(name); err != nil {
 			return nil, err
 		}
