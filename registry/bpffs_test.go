@@ -51,6 +51,9 @@ func privateBPFFS(t *testing.T) {
 // as runs a command as a user, in the mount namespace of the thread.
 func as(t *testing.T, uid uint32, command ...string) {
 	t.Helper()
+	if _, err := exec.LookPath(command[0]); err != nil {
+		t.Skip("a guest has no programs: ", err)
+	}
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -14,10 +14,12 @@ import (
 var errFault = errors.New("a test wants it so")
 
 // failing has one step fail, or all that begin with something.
-func failing(step string) func(string) error {
+func failing(steps ...string) func(string) error {
 	return func(s string) error {
-		if strings.HasPrefix(s, step) {
-			return errFault
+		for _, step := range steps {
+			if strings.HasPrefix(s, step) {
+				return errFault
+			}
 		}
 		return nil
 	}
@@ -37,7 +39,7 @@ func TestUnregisterFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	selected := state(t, ns)
-	restore := fault.Set(failing("detach BPF link"))
+	restore := fault.Set(failing("detach BPF link", "delete from BPF map"))
 	_, err := Unregister(name, UnregisterOptions{Reset: was})
 	restore()
 	if !errors.Is(err, errFault) {

@@ -43,7 +43,7 @@ func TestInputs(t *testing.T) {
 		t.Error("the name of a built-in one was free")
 	}
 	check("a name that is taken")
-	restore := fault.Set(failing("attach BPF link"))
+	restore := fault.Set(failing("attach BPF link", "update BPF map"))
 	_, err := Register(spec, Options{Name: name, Allow: true})
 	restore()
 	if !errors.Is(err, errFault) {
