@@ -33,6 +33,10 @@
 // until they close, so its map and programs may be seen for longer than its
 // name.
 //
+// What is loaded remembers the object that it was made of (Info.Object) for as long
+// as its programs live. Maps that an object pins by name outlive it: who sets
+// Spec.MapPins looks after them.
+//
 // # What it is not
 //
 // The package knows nothing of any algorithm, of defaults, or of other types of
