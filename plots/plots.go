@@ -250,7 +250,8 @@ func (p *picture) note(r *trace.Result, name string) {
 		}
 	}
 	if n := len(r.Run.Disturbances); n > 0 {
-		notes = append(notes, fmt.Sprintf("the machine spoiled %d of %.0f seconds", n, math.Ceil(lasted(r))))
+		seconds := max(int(math.Ceil(lasted(r))), r.Run.Disturbances[n-1].Second+1)
+		notes = append(notes, fmt.Sprintf("the machine spoiled %d of %s", n, counted(seconds, "second")))
 	}
 	if len(failed) > 0 {
 		const told = 3

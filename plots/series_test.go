@@ -366,6 +366,12 @@ func TestNotes(t *testing.T) {
 		t.Errorf("spoiled: %v", p.spoiled)
 	}
 
+	// A run is over some milliseconds late.
+	r.Run.Disturbances = append(r.Run.Disturbances, trace.Disturbance{Second: 20})
+	if notes := mustPicture(t, r).notes; len(notes) != 1 || !strings.Contains(notes[0], "spoiled 4 of 21 seconds") {
+		t.Errorf("notes: %q", notes)
+	}
+
 	cut := result("reno", 100)
 	cut.Run.Experiment.Name, cut.Run.Experiment.Duration, cut.Run.Incomplete = "reno", 60, true
 	if w := saved(t, cut); !w["interrupted after 20 of 60 s"] || !w["interrupted"] {
