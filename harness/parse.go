@@ -30,7 +30,7 @@ func ParseRate(s string) (bitPerSecond float64, err error) {
 		"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40,
 	}[prefix]
 	switch {
-	case known && isBits != isBytes && isBytes:
+	case known && isBytes && !isBits:
 		spell := func(v float64) string { return strconv.FormatFloat(v, 'f', -1, 64) + prefix + "bit" }
 		return 0, fmt.Errorf("rate %q: in bits or in bytes? say %s or %s", s, spell(v), spell(8*v))
 	case !known || !isBits || isBytes:
