@@ -53,6 +53,7 @@ type NetemLink struct {
 	since    int64 // ns: until when area is summed up
 	base     state // before it
 	last     state
+	accepted uint64 // packets: the most that was seen
 	area     uint64 // packets × ns
 	max      int    // packets
 	warnings []string
@@ -255,8 +256,11 @@ func (l *NetemLink) look() (row trace.LinkSample, err error) {
 
 func (l *NetemLink) counters() Counters {
 	q, b := l.last.queue, l.base.queue
+	// Between two of its counters the kernel may move a packet from one to the other,
+	// so that it is in neither.
+	l.accepted = max(l.accepted, q.packets+uint64(q.waiting)-b.packets-uint64(b.waiting))
 	c := Counters{
-		Enqueued:  q.packets + uint64(q.waiting) - b.packets - uint64(b.waiting),
+		Enqueued:  l.accepted,
 		Delivered: q.bytes - b.bytes,
 		Drops:     q.drops - b.drops,
 		Losses:    l.last.lost - l.base.lost,

@@ -262,3 +262,17 @@ func TestRounded(t *testing.T) {
 		}
 	}
 }
+
+// A packet that is in none of the kernel's counters for a moment is not taken back.
+func TestNetemAccepted(t *testing.T) {
+	var l NetemLink
+	for i, c := range []struct {
+		queue netem
+		want  uint64
+	}{{netem{packets: 10, waiting: 5}, 15}, {netem{packets: 10, waiting: 4}, 15}, {netem{packets: 11, waiting: 5}, 16}} {
+		l.last.queue = c.queue
+		if got := l.counters().Enqueued; got != c.want {
+			t.Errorf("%d: %d packets, want %d", i, got, c.want)
+		}
+	}
+}
