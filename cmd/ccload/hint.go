@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
+	"unicode"
 
 	"ccload/cc"
 	"ccload/harness/trace"
@@ -33,7 +35,7 @@ func hint(err error) string {
 	}
 	if e, ok := errors.AsType[*trace.OccupiedError](err); ok {
 		if e.Remove != "" {
-			return fmt.Sprintf("rm -r %s makes room for others, or -o names another directory", e.Remove)
+			return fmt.Sprintf("rm -r %s makes room for others, or -o names another directory", shellWord(e.Remove))
 		}
 		return "-o names another directory"
 	}
@@ -78,6 +80,17 @@ func hint(err error) string {
 		return "ccload doctor says what this machine allows"
 	}
 	return ""
+}
+
+// shellWord is a path as a shell takes it.
+func shellWord(path string) string {
+	if strings.HasPrefix(path, "-") {
+		path = "./" + path
+	}
+	if strings.ContainsFunc(path, func(r rune) bool { return !strings.ContainsRune("/._-+:,", r) && !unicode.In(r, unicode.L, unicode.N) }) {
+		path = "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
+	}
+	return path
 }
 
 // refusedHint is what a refusal means, and how to see the log.

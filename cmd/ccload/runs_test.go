@@ -121,3 +121,13 @@ func TestManyRuns(t *testing.T) {
 		"cubic 1 … cubic 15 cubic 15 throughput 1.000 Mbit/s 1.000 Mbit/s 1.000 Mbit/s 1.000 Mbit/s 1.000 Mbit/s",
 		"reno 1 … reno 15 20 Mbit/s, 20 ms, 1 packet netem 0 of 15 Jain's index - - - - -")
 }
+
+func TestShellWord(t *testing.T) {
+	for path, want := range map[string]string{
+		"results/a-1": "results/a-1", "my results": "'my results'", "-r": "./-r", "it's; rm": `'it'\''s; rm'`, "größe": "größe",
+	} {
+		if got := shellWord(path); got != want {
+			t.Errorf("%s: %s, want %s", path, got, want)
+		}
+	}
+}

@@ -10,6 +10,9 @@
 //	samples.parquet  one Sample a row, in order of time
 //	link.parquet     one LinkSample a row, in order of time
 //
+// What one command measures is a set of such directories, or one, with a set.json
+// that tells its state (see Set).
+//
 // Units are base units throughout: seconds, bytes, bit/s for rates. Windows and
 // queues are counted in segments and packets, as the kernel counts them.
 package trace
