@@ -434,6 +434,21 @@ func TestIncomplete(t *testing.T) {
 	}
 }
 
+// A guest that did not come as far as to measure leaves no directory to remove before
+// the next try.
+func TestNothingMeasured(t *testing.T) {
+	g, e := experiment(t, 0, 1)
+	g.Patience = time.Millisecond
+	top := t.TempDir()
+	r, err := g.Experiment(t.Context(), e, harness.Options{Dir: filepath.Join(top, "a", "result")}, io.Discard)
+	if _, crashed := errors.AsType[*vm.CrashError](err); !crashed || r != nil {
+		t.Errorf("got %+v, %v", r, err)
+	}
+	if left, err := os.ReadDir(top); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
 func TestBadBinary(t *testing.T) {
 	g := newGuest(t)
 	dynamic := filepath.Join(t.TempDir(), "dynamic")
