@@ -43,7 +43,7 @@ var explanations = []struct {
 	{re(`^access beyond struct (\w+)`), func(m []string) string { return "the field is beyond the end of the kernel's struct " + m[1] }},
 	{re(`^[Mm]isaligned`), said("the address is no multiple of the size that is accessed")},
 	{re(`^helper call might sleep|^kernel func .* is sleepable`), said("it may sleep, and congestion controls may not")},
-	{re(`^(unknown func|program of this type cannot use helper)`), said("congestion controls may not call this helper")},
+	{re(`^(unknown func|program of this type cannot use helper)`), said("congestion controls, or this callback of theirs, may not call this helper")},
 	{re(`^arg#(\d+) (pointer|expected|reference|is|doesn't)`), argument},
 	{re(`^kernel function \w+ args#(\d+) expected`), argument},
 	{re(`^R(\d+) must (have zero offset|be referenced)`), func(m []string) string {

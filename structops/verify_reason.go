@@ -157,6 +157,8 @@ func (s *Spec) programReason(err error, p *ebpf.ProgramSpec, o *Ops, member stri
 			r.Kind, r.What, r.Detail = SignatureChanged, m[1], m[2]
 			if errors.Is(err, ebpf.ErrNotSupported) {
 				r.Kind, r.Detail, r.Means = FunctionMissing, "", missingModule
+			} else if ours, theirs := s.kernelFunction(r.What); ours != nil && theirs != nil {
+				r.Detail = fmt.Sprintf("the kernel has %s, the object %s", signature(theirs), signature(ours))
 			}
 		}
 		return r
@@ -334,6 +336,23 @@ func callback(ops *btf.Struct, member string) *btf.FuncProto {
 		}
 	}
 	return nil
+}
+
+// kernelFunction are the types of a kernel's function in the object and in the kernel;
+// nil where they are not known.
+func (s *Spec) kernelFunction(name string) (ours, theirs *btf.FuncProto) {
+	kernel, err := kernelbtf.Types().Kernel()
+	if err != nil {
+		return nil, nil
+	}
+	var f *btf.Func
+	if s.coll.Types.TypeByName(name, &f) == nil {
+		ours, _ = f.Type.(*btf.FuncProto)
+	}
+	if kernel.TypeByName(name, &f) == nil {
+		theirs, _ = f.Type.(*btf.FuncProto)
+	}
+	return ours, theirs
 }
 
 // signatureChanged is the argument, from 1, that a program takes for something else
