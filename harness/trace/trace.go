@@ -100,7 +100,7 @@ type Experiment struct {
 
 	// Jitter bounds by how much the start of each flow is put off, in s: a share of it
 	// that comes from the seed. 0: none.
-	Jitter float64 `json:"jitter,omitempty"`
+	Jitter float64 `json:"jitter"`
 	// Silent says that flows which get nothing through are no failure.
 	Silent bool `json:"silent,omitempty"`
 	// Rounded tells what is not as it was asked for, with both values, a line each.
