@@ -35,7 +35,7 @@ var suites = []struct{ pkg, run string }{
 	{"registry/state", "."},
 	{"bpf", "."},
 	{"cmd/ccload", "^(TestDCTCP|TestCatalogue|TestExtend|TestKilled)"},
-	{"harness", "^(TestKindsAgree|TestAuto|TestKillNetem)$"},
+	{"harness", "^(TestKindsAgree|TestAuto|TestKillNetem|TestStopped|TestHeavyLoss)$"},
 	{"harness/link", "Netem|Choose"},
 	{"harness/sampler", "."},
 	{"internal/inetdiag", "."},
