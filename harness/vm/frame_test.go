@@ -4,6 +4,7 @@ package vm
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"io"
 	"reflect"
@@ -96,6 +97,27 @@ func TestDemux(t *testing.T) {
 				t.Errorf("done %v, %v", done, err)
 			}
 		})
+	}
+}
+
+// The description of a day's run fits, also if the machine spoiled every second of it.
+func TestLongRun(t *testing.T) {
+	run := trace.Run{Disturbances: make([]trace.Disturbance, 86400)}
+	for i := range run.Disturbances {
+		v := float64(i) / 7
+		run.Disturbances[i] = trace.Disturbance{
+			Second: i, Why: []string{"packets up to 123 ms late", "packets late 25 % of the time", "ccload did not run for 123 ms", "ccload did not run 25 % of the time"},
+			LatenessMax: &v, LateShare: &v, Waited: &v, Busy: &v, Steal: &v, Preempted: new(uint64(i)), Gap: v, GapShare: v,
+		}
+	}
+	b, err := json.Marshal(run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &Guest{results: &received{sink: nowhere{}}}
+	_, done, err := g.demux(bytes.NewReader(frames(frameRun, string(b), frameExit, "\x00")), io.Discard, io.Discard, func() {})
+	if !done || err != nil || g.results.run == nil || len(g.results.run.Disturbances) != 86400 {
+		t.Errorf("%d bytes: done %v, %v", len(b), done, err)
 	}
 }
 
