@@ -36,6 +36,10 @@ func TestMixed(t *testing.T) {
 			if !r.Loads || len(r.Functions) != 3 {
 				t.Errorf("%+v", *r)
 			}
+		case r.Map == "so_neighbour":
+			if !r.Loads {
+				t.Errorf("%+v", *r)
+			}
 		case r.Map == "so_member":
 			if r.Loads || r.Why[0].Kind != MemberUnknown || r.Why[0].What != "so_unknown" {
 				t.Errorf("%+v", *r)

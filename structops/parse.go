@@ -153,58 +153,53 @@ func (s *Spec) readPrograms(f *object, types *btf.Spec) (err error) {
 		return err
 	}
 	if s.coll, err = f.collection(nil); err != nil {
-		if err := s.readSections(f, err); err != nil {
+		if err := s.readFunctions(f, err); err != nil {
 			return err
 		}
 	}
 	return s.readKconfig(f, types)
 }
 
-// readSections reads what can be read of the programs, after it failed for all of
-// them: an object may have programs that cannot be used beside those that can.
-func (s *Spec) readSections(f *object, all error) (err error) {
-	code := map[int]bool{} // sections of programs, and of functions that these call
-	text := -1
-	for i, sec := range f.Sections {
-		if sec.Type == elf.SHT_PROGBITS && sec.Flags&elf.SHF_EXECINSTR != 0 {
-			if code[i] = true; sec.Name == ".text" {
-				text = i
+// readFunctions reads what can be read of the programs, after it failed for all of
+// them: an object may have programs that cannot be used beside those that can. Each
+// function is tried with those that were read before it, for it may call them.
+func (s *Spec) readFunctions(f *object, all error) error {
+	bad, why := map[int]bool{}, map[int]error{}
+	for i, sym := range f.symbols {
+		if f.code(int(sym.Section)) && elf.ST_TYPE(sym.Info) == elf.STT_FUNC {
+			bad[i] = true
+		}
+	}
+	if len(bad) > maxTried {
+		return all
+	}
+	for before := -1; before != len(bad); {
+		before = len(bad)
+		for _, i := range slices.Sorted(maps.Keys(bad)) {
+			delete(bad, i)
+			coll, err := f.collection(bad)
+			if err != nil {
+				bad[i], why[i] = true, err
+				continue
 			}
+			s.coll = coll
 		}
 	}
-	bad := map[int]error{}
-	try := func(section int) {
-		hide := maps.Clone(code)
-		delete(hide, section)
-		if bad[text] == nil {
-			delete(hide, text)
-		}
-		if _, err := f.collection(hide); err != nil {
-			bad[section] = err
-		}
-	}
-	if code[text] {
-		try(text)
-	}
-	hide := map[int]bool{}
-	for _, i := range slices.Sorted(maps.Keys(code)) {
-		if i != text {
-			try(i)
-		}
-		hide[i] = bad[i] != nil
-	}
-	if len(bad) == len(code) { // it is about something else, or nothing is left
+	if s.coll == nil { // it is about something else
 		return all
 	}
-	if s.coll, err = f.collection(hide); err != nil {
-		return all
-	}
-	for _, sym := range f.symbols {
-		if err := bad[int(sym.Section)]; err != nil && elf.ST_TYPE(sym.Info) == elf.STT_FUNC {
-			s.unreadable[sym.Name] = err
-		}
+	for i := range bad {
+		s.unreadable[f.symbols[i].Name] = why[i]
 	}
 	return nil
+}
+
+// maxTried is how many functions are tried one by one.
+const maxTried = 100
+
+// code says whether a section has instructions.
+func (f *object) code(section int) bool {
+	return section < len(f.Sections) && f.Sections[section].Type == elf.SHT_PROGBITS && f.Sections[section].Flags&elf.SHF_EXECINSTR != 0
 }
 
 // checkPrograms looks at the programs from both sides: those that the ops name
@@ -638,23 +633,30 @@ func (f *object) license() (string, error) {
 	}
 }
 
-// collection is what the library reads of the object, but for some sections.
-func (f *object) collection(hide map[int]bool) (*ebpf.CollectionSpec, error) {
-	return ebpf.LoadCollectionSpecFromReader(bytes.NewReader(f.hidden(hide)))
+// collection is what the library reads of the object, but for some functions.
+func (f *object) collection(without map[int]bool) (*ebpf.CollectionSpec, error) {
+	return ebpf.LoadCollectionSpecFromReader(bytes.NewReader(f.hidden(without)))
 }
 
 // hidden is a copy of the object with two things out of the library's sight. It
 // refuses or misreads most struct_ops sections, so they become notes; and it
 // fills .kconfig variables from a file that many machines have not, so their
-// section is renamed in the BTF, and the references to them stay plain. Other
-// sections may be hidden, too.
-func (f *object) hidden(also map[int]bool) []byte {
+// section is renamed in the BTF, and the references to them stay plain. Some
+// functions (symbols) may be hidden, too.
+func (f *object) hidden(functions map[int]bool) []byte {
 	b := bytes.Clone(f.raw)
 	header, entry := binary.NativeEndian.Uint64(b[0x28:]), uint64(binary.NativeEndian.Uint16(b[0x3a:]))
+	shown := map[int]bool{} // sections of functions that are not hidden
+	for i, sym := range f.symbols {
+		shown[int(sym.Section)] = shown[int(sym.Section)] || !functions[i] && elf.ST_TYPE(sym.Info) == elf.STT_FUNC
+	}
 	for i, sec := range f.Sections {
-		if strings.HasPrefix(strings.TrimPrefix(sec.Name, "?"), ".struct_ops") || also[i] {
+		if strings.HasPrefix(strings.TrimPrefix(sec.Name, "?"), ".struct_ops") || len(functions) > 0 && f.code(i) && !shown[i] {
 			at := header + uint64(i)*entry + 4
 			binary.NativeEndian.PutUint32(b[at:], uint32(elf.SHT_NOTE))
+		}
+		if end := sec.Offset + sec.FileSize; sec.Offset <= end && end <= uint64(len(b)) {
+			f.hide(functions, sec, b[sec.Offset:end])
 		}
 		if end := sec.Offset + sec.FileSize; sec.Name == ".BTF" && sec.Offset <= end && end <= uint64(len(b)) {
 			if i := bytes.Index(b[sec.Offset:end], []byte("\x00.kconfig\x00")); i >= 0 {
@@ -663,4 +665,30 @@ func (f *object) hidden(also map[int]bool) []byte {
 		}
 	}
 	return b
+}
+
+// hide hides functions in a copy of a section: in the symbols, of which each becomes one
+// of data, and in the relocations, of which those of its instructions are made ones of
+// nothing.
+func (f *object) hide(functions map[int]bool, sec *elf.Section, b []byte) {
+	ne := binary.NativeEndian
+	switch sec.Type {
+	case elf.SHT_SYMTAB:
+		for i := range functions {
+			if at := elf.Sym64Size*(i+1) + 4; at < len(b) { // the first symbol is none
+				b[at] = b[at]&^0xf | byte(elf.STT_OBJECT)
+			}
+		}
+	case elf.SHT_REL:
+		for ; len(b) >= 16; b = b[16:] {
+			for i := range functions {
+				sym := f.symbols[i]
+				if at := ne.Uint64(b); int(sym.Section) == int(sec.Info) && at >= sym.Value && at-sym.Value < sym.Size {
+					ne.PutUint64(b, 1<<63)
+					ne.PutUint64(b[8:], uint64(i+1)<<32)
+					break
+				}
+			}
+		}
+	}
 }

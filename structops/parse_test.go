@@ -199,6 +199,9 @@ func TestCheck(t *testing.T) {
 		"so_typed":     {ErrProgram, `"so_xdp" is of type XDP (section "xdp")`},
 		"so_member":    {}, // that a kernel lacks a member is the kernel's to say
 		"so_reference": {ErrProgram, `reference to "so_good"`},
+		"so_section":   {ErrProgram, `reference to "so_good"`},
+		"so_caller":    {ErrProgram, `"so_calls": `},
+		"so_neighbour": {},
 		"so_nameless":  {ErrName, "it has 0 bytes"},
 		"so_odd":       {ErrName, `not '-'`},
 		"so_long":      {ErrName, "it has 16 bytes"},
@@ -222,8 +225,8 @@ func TestCheck(t *testing.T) {
 			t.Errorf("%s with another name: %v", m, o.Check())
 		}
 	}
-	if _, err := s.Select(""); err == nil || !strings.HasSuffix(err.Error(), "name one of so_good, so_member, so_nameless, so_odd, so_long (and not so_bits, so_lacks, so_owner, "+
-		"so_number, so_pointer, so_undefined, so_field, so_flags, so_renamed, so_texted, so_typed, so_reference, which cannot be used)") {
+	if _, err := s.Select(""); err == nil || !strings.HasSuffix(err.Error(), "name one of so_good, so_member, so_neighbour, so_nameless, so_odd, so_long (and not so_bits, so_lacks, so_owner, "+
+		"so_number, so_pointer, so_undefined, so_field, so_flags, so_renamed, so_texted, so_typed, so_reference, so_section, so_caller, which cannot be used)") {
 		t.Errorf("select of several: %v", err)
 	}
 }

@@ -23,7 +23,7 @@ func TestObjectFlags(t *testing.T) {
 		{"a b", "--object " + cubic + " --as a --object " + cubic + " --as b", "a b", ""},
 		{"so_variants", "--object " + variants, "so_variants", ""},
 		{"so_two", "--object " + several, "so_one so_plain so_spare so_two", ""},
-		{"so_good", "--object " + mixed, "so_good so_member", ""},
+		{"so_good", "--object " + mixed, "so_good so_member so_neighbour", ""},
 		{"mine", "--object " + mixed + " --map so_long --as mine", "mine", ""},
 		{"bpf_cubic", "--object " + cubic, "", `"bpf_cubic" is also the name of one in the catalogue`},
 		{"cubic", "--object " + cubic + " --as cubic", "", `"cubic" is also the name of one of the kernel's own`},

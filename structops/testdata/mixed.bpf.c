@@ -60,6 +60,22 @@ SEC("struct_ops/so_refers") void so_refers(__u64 *ctx)
 }
 TABLE(".struct_ops.link", so_reference, AVOID(so_avoid) AND .init = (void *)so_refers);
 
+/* The same in a section that has others, and in a function that is called. */
+SEC("struct_ops") void so_refers_too(__u64 *ctx)
+{
+	asm volatile("" : : "r"(&so_good));
+}
+static __noinline void so_called(void)
+{
+	asm volatile("" : : "r"(&so_good));
+}
+SEC("struct_ops") void so_calls(__u64 *ctx) { so_called(); }
+static __noinline void so_helps(void) { asm volatile(""); }
+SEC("struct_ops") void so_beside(__u64 *ctx) { so_helps(); }
+TABLE(".struct_ops.link", so_section, AVOID(so_avoid) AND .init = (void *)so_refers_too);
+TABLE(".struct_ops.link", so_caller, AVOID(so_avoid) AND .init = (void *)so_calls);
+TABLE(".struct_ops.link", so_neighbour, AVOID(so_avoid) AND .init = (void *)so_beside);
+
 /* These need another name. */
 #define NAMED(map, given)                                                \
 	SEC(".struct_ops.link") struct tcp_congestion_ops___mixed map = { \
