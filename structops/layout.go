@@ -4,6 +4,7 @@ package structops
 
 import (
 	"debug/dwarf"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"maps"
@@ -264,7 +265,7 @@ func (k *shapes) structure(name string) *btf.Struct {
 				if err != nil {
 					return nil
 				}
-				st, _ := fromDebug(t, 0).(*btf.Struct)
+				st, _ := debugTypes{}.convert(t).(*btf.Struct)
 				return st
 			}
 		}
@@ -272,30 +273,41 @@ func (k *shapes) structure(name string) *btf.Struct {
 	}
 }
 
-// fromDebug is a type of DWARF in BTF, of which only the places of members count.
-func fromDebug(t dwarf.Type, depth int) btf.Type {
-	size := uint32(max(0, min(t.Size(), 1<<30)))
+// debugTypes are types of DWARF in BTF, of which only the places of members count.
+// What is within itself has no size.
+type debugTypes map[dwarf.Type]btf.Type
+
+func (d debugTypes) convert(t dwarf.Type) btf.Type {
+	if done, ok := d[t]; ok {
+		return done
+	}
+	d[t] = &btf.Int{}
+	size := uint32(max(0, min(t.Common().ByteSize, 1<<30)))
 	switch t := t.(type) {
 	case *dwarf.TypedefType:
-		return fromDebug(t.Type, depth)
+		d[t] = d.convert(t.Type)
 	case *dwarf.QualType:
-		return fromDebug(t.Type, depth)
-	case *dwarf.StructType:
-		if depth > 16 {
-			break
+		d[t] = d.convert(t.Type)
+	case *dwarf.ArrayType:
+		one, err := btf.Sizeof(d.convert(t.Type))
+		if size := int64(one) * t.Count; err == nil && size >= 0 && size < 1<<30 {
+			d[t] = &btf.Int{Size: uint32(size)}
 		}
+	case *dwarf.StructType:
 		var members []btf.Member
 		for _, f := range t.Field {
 			if f.BitSize == 0 {
-				members = append(members, btf.Member{Name: f.Name, Type: fromDebug(f.Type, depth+1), Offset: btf.Bits(f.ByteOffset * 8)})
+				members = append(members, btf.Member{Name: f.Name, Type: d.convert(f.Type), Offset: btf.Bits(f.ByteOffset * 8)})
 			}
 		}
+		d[t] = &btf.Struct{Name: t.StructName, Size: size, Members: members}
 		if t.Kind == "union" {
-			return &btf.Union{Name: t.StructName, Size: size, Members: members}
+			d[t] = &btf.Union{Name: t.StructName, Size: size, Members: members}
 		}
-		return &btf.Struct{Name: t.StructName, Size: size, Members: members}
+	default:
+		d[t] = &btf.Int{Size: size}
 	}
-	return &btf.Int{Size: size}
+	return d[t]
 }
 
 // debugInfo is the object's DWARF; nil if it has none. That it is relocatable does
@@ -303,7 +315,7 @@ func fromDebug(t dwarf.Type, depth int) btf.Type {
 func (f *object) debugInfo() *dwarf.Data {
 	read := func(name string) []byte {
 		sec := f.Section(".debug_" + name)
-		if sec == nil {
+		if sec == nil || sec.Flags&elf.SHF_COMPRESSED != 0 || sec.Size > uint64(len(f.raw)) {
 			return nil
 		}
 		b, _ := sec.Data()

@@ -94,6 +94,13 @@ func (a *app) extensionText(d *verdict, object string) {
 		t.row(x.Policy, x.For, string(x.How), x.Program, fits, why)
 	}
 	t.Flush()
+	said := map[string]bool{} // of a program's refusal, which is alike for each
+	for _, x := range d.Extensions {
+		if x.Why != nil && x.Why.Source+x.Why.Means != "" && !said[x.Program] {
+			said[x.Program] = true
+			a.reasonText(*x.Why)
+		}
+	}
 	shown := map[string]bool{}
 	var functions []structops.Function
 	for _, x := range d.Extensions {
