@@ -17,6 +17,7 @@ import (
 	"strings"
 	"syscall"
 
+	"ccload/internal/bpfload"
 	"ccload/structops"
 
 	"github.com/cilium/ebpf"
@@ -131,7 +132,9 @@ func (g *group) use(arms []Arm) (before []Arm, err error) {
 	}
 	defer prog.Close()
 	l, err := link.AttachCgroup(link.CgroupOptions{Path: g.dir, Attach: ebpf.AttachCGroupSockOps, Program: prog})
-	if err == nil {
+	if err != nil {
+		err = &bpfload.RefusedError{Program: "choose", Kind: "sockops", Err: bpfload.Plain(err)}
+	} else {
 		defer l.Close() // the pin holds it from then on
 		err = newPin(g.pin(), l.Pin)
 	}
@@ -183,7 +186,7 @@ func loadGroup(arms []Arm) (*ebpf.Program, error) {
 	if err := spec.Variables["config"].Set(config); err != nil {
 		return nil, err
 	}
-	coll, err := ebpf.NewCollection(spec)
+	coll, err := bpfload.Load(spec, nil)
 	if err != nil {
 		return nil, err
 	}

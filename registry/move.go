@@ -353,16 +353,23 @@ func (o outcome) reason() string {
 	}
 }
 
-// walk runs an iterator from beginning to end. A *bpfload.RefusedError says that the
-// kernel does not let it.
-func walk(ns *netns.NS, coll *ebpf.Collection, program string, over *ebpf.Map) error {
-	err := fault.At("attach program " + program)
-	var it *link.Iter
-	if err == nil {
+// attachIter attaches an iterator. A *bpfload.RefusedError says that the kernel does not
+// let it.
+func attachIter(coll *ebpf.Collection, program string, over *ebpf.Map) (it *link.Iter, err error) {
+	if err = fault.At("attach program " + program); err == nil {
 		it, err = link.AttachIter(link.IterOptions{Program: coll.Programs[program], Map: over})
 	}
 	if err != nil {
-		return &bpfload.RefusedError{Program: program, Kind: "iterator", Err: bpfload.Plain(err)}
+		return nil, &bpfload.RefusedError{Program: program, Kind: "iterator", Err: bpfload.Plain(err)}
+	}
+	return it, nil
+}
+
+// walk runs an iterator from beginning to end.
+func walk(ns *netns.NS, coll *ebpf.Collection, program string, over *ebpf.Map) error {
+	it, err := attachIter(coll, program, over)
+	if err != nil {
+		return err
 	}
 	defer it.Close()
 	return in(ns, func() error {

@@ -15,6 +15,8 @@ import (
 
 	"ccload/cc"
 	"ccload/harness/vm"
+	"ccload/internal/bpfload"
+	"ccload/internal/fault"
 	"ccload/internal/inetdiag"
 	"ccload/internal/netns"
 	"ccload/registry"
@@ -53,18 +55,16 @@ controls cannot be registered or measured here.`,
 				healthy = healthy && (f.OK || !f.Needed)
 			}
 			err := a.print(findings, func() {
-				w := a.table()
+				var nameWidth, verdictWidth int
 				for _, f := range findings {
-					verdict := "ok"
-					if !f.OK {
-						verdict = map[bool]string{true: "MISSING", false: "no"}[f.Needed]
-					}
-					w.row(verdict, f.Name, f.Found)
+					nameWidth, verdictWidth = max(nameWidth, len(f.Name)), max(verdictWidth, len(f.verdict()))
 				}
-				w.Flush()
+				for _, f := range findings {
+					a.printf("%s\n", wrap(fmt.Sprintf("%-*s  %-*s  ", verdictWidth, f.verdict(), nameWidth, f.Name), f.Found))
+				}
 				for _, f := range findings {
 					if !f.OK && f.Means != "" {
-						a.printf("\n%s: %s\n", f.Name, f.Means)
+						a.printf("\n%s\n", wrap("", f.Name+": "+f.Means))
 					}
 				}
 			})
@@ -74,6 +74,35 @@ controls cannot be registered or measured here.`,
 			return err
 		},
 	})
+}
+
+func (f finding) verdict() string {
+	switch {
+	case f.OK:
+		return "ok"
+	case f.Needed:
+		return "MISSING"
+	}
+	return "no"
+}
+
+// wrap writes text after a label, its further lines below its first, so that no line
+// is longer than a terminal is wide.
+func wrap(label, text string) string {
+	const width = 80
+	line, out := label, ""
+	for i, word := range strings.Fields(text) {
+		switch {
+		case i == 0:
+			line += word
+		case len(line)+1+len(word) > width:
+			out += line + "\n"
+			line = strings.Repeat(" ", len(label)) + word
+		default:
+			line += " " + word
+		}
+	}
+	return out + line
 }
 
 // probe looks at one thing and says what it found.
@@ -158,7 +187,19 @@ var probes = []probe{
 	{"detach", false, "to unregister what another program holds, that program must end (before Linux 6.11).", func() (string, error) {
 		return "links of others can be detached", kernelHas("bpf_struct_ops_map_link_detach")
 	}},
-	{"freplace", false, "ccload extend works by tail calls only, for functions that have a slot.", func() (string, error) {
+	{"iter/tcp", false, "open sockets are moved (use --sockets, replace --migrate) through the processes that hold them. Those that no process holds are not, nor listening ones whose code was replaced, and windows that were set anew are not counted.", func() (string, error) {
+		return "open sockets can be moved", reason(registry.Try("move"))
+	}},
+	{"iter/bpf_sk_storage_map", false, "nothing: which sockets still remember what they had is looked up in each network namespace instead.", func() (string, error) {
+		return "moved sockets can be counted", reason(registry.Try("count"))
+	}},
+	{"pidfd_getfd", false, "sockets of other processes cannot be moved where iter/tcp is refused.", func() (string, error) {
+		return "sockets of processes can be reached", registry.Try("pidfd_getfd")
+	}},
+	{"sockops", false, "no congestion control can be chosen for a control group (use --cgroup).", func() (string, error) {
+		return "control groups can choose", reason(registry.Try("choose"))
+	}},
+	{"freplace", false, "extend works by tail calls only, for functions that have a slot.", func() (string, error) {
 		return "functions of congestion controls can be replaced", tryFreplace()
 	}},
 	{"bpffs", true, "without it a registration ends with the process that made it.", func() (string, error) {
@@ -189,7 +230,8 @@ var probes = []probe{
 		}
 		return cmp.Or(mode, "none"), nil
 	}},
-	{"cgroup2", false, "no congestion control can be chosen for the processes of a cgroup.", func() (string, error) {
+	{"confinement", false, "a container's seccomp filter or user namespace may refuse BPF, namespaces and other processes even to root: run ccload outside, or allow it bpf(2), setns(2) and pidfd_getfd(2).", func() (string, error) { return "none", confined("/") }},
+	{"cgroup2", false, "no congestion control can be chosen for a control group (use --cgroup).", func() (string, error) {
 		b, err := os.ReadFile("/proc/self/mounts")
 		if err != nil {
 			return "", err
@@ -217,7 +259,7 @@ var probes = []probe{
 		defer conn.Close()
 		return "lists sockets", conn.Dump(0, true, func(*inetdiag.Socket) error { return nil })
 	}},
-	{"tcp_probe", false, "run samples at intervals only, not on every ACK.", func() (string, error) { return "a BPF program attaches to it", tryTracepoint() }},
+	{"tp_btf/tcp_probe", false, "run samples at intervals only, not on every ACK, and may miss what happens in between.", func() (string, error) { return "run can sample on every ACK", tryTracepoint("tcp_probe", "tcp_probe") }},
 	{"netem", false, "the links of run are its own only (not --link netem). Those made with tc(8) cannot delay or lose packets here.", func() (string, error) { return "there", inNew(func() error { return tryQdisc("netem") }) }},
 	{"fq", false, "nothing: TCP paces by itself.", func() (string, error) { return "there", inNew(func() error { return tryQdisc("fq") }) }},
 	{"QEMU", false, "nothing runs in guests: no virtual time (run --vm), and no kernels but this one (verify --kernel).", func() (string, error) { return "there", vm.Available() }},
@@ -246,11 +288,34 @@ var probes = []probe{
 func kernelHas(function string) error {
 	spec, err := btf.LoadKernelSpec()
 	if err != nil {
-		return err
+		return errors.New("not known without BTF")
 	}
 	var f *btf.Func
 	if err := spec.TypeByName(function, &f); err != nil {
 		return errors.New("this kernel has none")
+	}
+	return nil
+}
+
+// confined says what takes root's rights from this process. root is where proc/ is.
+func confined(root string) error {
+	status, err := os.ReadFile(root + "/proc/self/status")
+	if err != nil {
+		return err
+	}
+	ids, err := os.ReadFile(root + "/proc/self/uid_map")
+	if err != nil {
+		return err
+	}
+	var by []string
+	if strings.Contains(string(status), "\nSeccomp:\t2\n") {
+		by = append(by, "a seccomp filter")
+	}
+	if !slices.Equal(strings.Fields(string(ids)), []string{"0", "0", "4294967295"}) {
+		by = append(by, "a user namespace")
+	}
+	if by != nil {
+		return errors.New(strings.Join(by, " and "))
 	}
 	return nil
 }
@@ -288,11 +353,8 @@ func tryFreplace() error {
 			asm.Return(),
 		},
 	})
-	if errors.Is(err, unix.EPERM) { // as in tryTracepoint
-		return unix.EPERM
-	}
 	if err != nil {
-		return err
+		return bpfload.Plain(err)
 	}
 	return prog.Close()
 }
@@ -321,22 +383,31 @@ func tryTUN() error {
 	return unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
 }
 
-// tryTracepoint attaches a program that does nothing, for a moment.
-func tryTracepoint() error {
+// reason is why the kernel refuses a program, which the row names.
+func reason(err error) error {
+	if e, ok := errors.AsType[*bpfload.RefusedError](err); ok {
+		return e.Err
+	}
+	return err
+}
+
+// tryTracepoint attaches a program that does nothing, in the place of one of ours, for
+// a moment.
+func tryTracepoint(program, tracepoint string) error {
+	if err := fault.At("load program " + program); err != nil {
+		return err
+	}
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "ccload_doctor", Type: ebpf.RawTracepoint, License: "GPL",
+		Name: "ccload_doctor", Type: ebpf.Tracing, AttachType: ebpf.AttachTraceRawTp, AttachTo: tracepoint, License: "GPL",
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
 	})
-	if errors.Is(err, unix.EPERM) { // of which the library always says that MEMLOCK may be too low
-		return unix.EPERM
-	}
 	if err != nil {
-		return err
+		return bpfload.Plain(err)
 	}
 	defer prog.Close()
-	l, err := link.AttachRawTracepoint(link.RawTracepointOptions{Name: "tcp_probe", Program: prog})
+	l, err := link.AttachTracing(link.TracingOptions{Program: prog, AttachType: ebpf.AttachTraceRawTp})
 	if err != nil {
-		return err
+		return bpfload.Plain(err)
 	}
 	return l.Close()
 }

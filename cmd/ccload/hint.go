@@ -5,15 +5,17 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"strings"
 	"unicode"
 
 	"ccload/cc"
 	"ccload/harness/trace"
 	"ccload/harness/vm"
+	"ccload/internal/bpfload"
 	"ccload/registry"
 	"ccload/structops"
+
+	"golang.org/x/sys/unix"
 )
 
 // hint is the advice that goes with an error; "" if there is none.
@@ -76,7 +78,11 @@ func hint(err error) string {
 	if e, ok := errors.AsType[*structops.VerifierError](err); ok {
 		return refusedHint(e, "--log prints the whole log of the verifier")
 	}
-	if errors.Is(err, structops.ErrKernelBTF) || errors.Is(err, fs.ErrPermission) {
+	if _, ok := errors.AsType[*registry.RefusedError](err); ok {
+		return "" // it says itself what to do
+	}
+	_, refused := errors.AsType[*bpfload.RefusedError](err)
+	if refused || errors.Is(err, structops.ErrKernelBTF) || errors.Is(err, unix.EPERM) {
 		return "ccload doctor says what this machine allows"
 	}
 	return ""

@@ -246,7 +246,7 @@ func (a *app) runHere(ctx context.Context, f *runFlags, tasks []task) (runs []*t
 		}
 	}
 	if f.perAck == "on" {
-		if err := tryTracepoint(); err != nil {
+		if err := tryTracepoint("tcp_probe", "tcp_probe"); err != nil {
 			return nil, fmt.Errorf("samples on every ACK: tracepoint tcp_probe: %w", err)
 		}
 	}

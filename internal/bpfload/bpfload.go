@@ -44,7 +44,7 @@ func Load(spec *ebpf.CollectionSpec, replacements map[string]*ebpf.Map) (*ebpf.C
 	}
 	for name, p := range spec.Programs {
 		if strings.HasPrefix(err.Error(), "program "+name+":") {
-			return nil, &RefusedError{name, p.SectionName, Plain(err)}
+			return nil, &RefusedError{name, p.SectionName, Plain(errors.Unwrap(err))}
 		}
 	}
 	return nil, Plain(err)
