@@ -138,13 +138,21 @@ func Extend(name, function string, e *structops.Extension, how structops.How) (_
 	if err != nil {
 		return nil, err
 	}
-	defer r.Close()
+	defer func() { r.Close() }()
+	err = attach(r, info, function)
+	if how == "" && r.How == structops.Freplace && structops.Refused(err) { // what was loaded is not let in
+		if slot, _, serr := e.Load(info, function, structops.TailCall); serr == nil {
+			r.Close()
+			r, instead = slot, err.Error()
+			err = attach(r, info, function)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
 	done := &Extended{
 		Name: name, Function: function, Extension: Extension{r.How, r.Program, r.Members()},
 		Instead: instead, Warnings: append(warnings, e.Warnings...),
-	}
-	if err := attach(r, info, function); err != nil {
-		return nil, err
 	}
 	old, err := predecessors(info)
 	if err != nil {

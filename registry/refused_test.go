@@ -5,6 +5,7 @@ package registry
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
@@ -223,5 +224,41 @@ func TestReplaceRefused(t *testing.T) {
 	}
 	if !slices.ContainsFunc(r.Warnings, func(w string) bool { return strings.Contains(w, "listening sockets may hand out the old code") }) {
 		t.Errorf("the warnings: %q", r.Warnings)
+	}
+}
+
+// An extension takes the slot where the kernel does not let it take the function's
+// place, whether it says so at once or only when that is to be done. A way that was
+// asked for is not left, and both refused change nothing.
+func TestExtendRefused(t *testing.T) {
+	for what, steps := range map[string][]string{
+		"loading":    {"load program gentle_backoff"},
+		"attaching":  {"replace function"},
+		"everything": {"load program gentle_backoff", "replace function", "load program backoff_slot"},
+	} {
+		for _, errno := range []unix.Errno{unix.EPERM, unix.EINVAL, unix.EOPNOTSUPP, 524} {
+			t.Run(fmt.Sprintf("%s %d", what, errno), func(t *testing.T) {
+				kerneltest.Privileged(t)
+				const name = "ccr_ext"
+				registerAs(t, "cubic.bpf.o", name)
+				t.Cleanup(fault.Set(func(step string) error {
+					if slices.Contains(steps, step) {
+						return errno
+					}
+					return nil
+				}))
+				if _, err := Extend(name, "backoff", gentle(t), structops.Freplace); err == nil {
+					t.Error("the function was replaced")
+				}
+				x, err := Extend(name, "backoff", gentle(t), "")
+				if what == "everything" {
+					if err == nil || len(pinned(t)) > 0 || function(t, name, "backoff").Extended != nil {
+						t.Errorf("%+v, %v; left: %q", x, err, pinned(t))
+					}
+				} else if err != nil || x.How != structops.TailCall || x.Instead == "" {
+					t.Errorf("%+v, %v", x, err)
+				}
+			})
+		}
 	}
 }

@@ -51,14 +51,14 @@ func (e *Extension) Load(to *Info, policy string, how How) (o *ExtensionObject, 
 		if o, err = e.load(to, policy, way); err == nil {
 			return o, instead, nil
 		}
-		if !locked(err) && !errors.Is(err, errWay) {
+		if !Refused(err) && !errors.Is(err, errWay) {
 			return nil, "", err
 		}
-		if locked(err) {
+		if Refused(err) {
 			instead = oneLine(err)
 		}
 	}
-	if instead != "" && !locked(err) {
+	if instead != "" && !Refused(err) {
 		err = fmt.Errorf("%w; and functions cannot be replaced here: %s", err, instead)
 	}
 	return nil, "", err
@@ -76,13 +76,19 @@ func (e *Extension) lacks(policy string, how How) error {
 	return fmt.Errorf("%w: the object has no program for %s, but for %s", ErrPolicy, policy, strings.Join(have, ", "))
 }
 
-// locked says that the kernel lets nobody do it.
-func locked(err error) bool {
+// Refused says that the kernel lets nobody do it, in the way that was tried: neither is
+// a capability missing, nor did its verifier find anything wrong.
+func Refused(err error) bool {
 	var forbidden *PermissionError
 	if errors.As(err, &forbidden) {
 		return len(forbidden.Missing) == 0
 	}
-	return errors.Is(err, ebpf.ErrNotSupported)
+	var verifier *ebpf.VerifierError
+	if errors.As(err, &verifier) && len(verifier.Log) > 0 {
+		return false
+	}
+	const notSupported = unix.Errno(524) // ENOTSUPP, of the kernel's own
+	return errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, notSupported) || errors.Is(err, unix.EINVAL)
 }
 
 // errWay says that a congestion control cannot be extended in this way.
