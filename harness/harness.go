@@ -247,7 +247,7 @@ func setUp(e trace.Experiment, opt Options) (_ *experiment, err error) {
 	}
 	if e.PerAck {
 		if x.ack, err = sampler.OpenAck(x.sender, x.from(0).Port(), x.from(len(e.Flows)-1).Port(), opt.Ring); err != nil {
-			x.warn("%v; there are samples at the interval only", err)
+			x.warn("%v; there are samples at the interval only, and what happens in between may be missed", err)
 			x.ack = nil
 		} else {
 			x.run.Warnings = append(x.run.Warnings, x.ack.Warnings...)

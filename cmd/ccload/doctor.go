@@ -260,6 +260,9 @@ var probes = []probe{
 		return "lists sockets", conn.Dump(0, true, func(*inetdiag.Socket) error { return nil })
 	}},
 	{"tp_btf/tcp_probe", false, "run samples at intervals only, not on every ACK, and may miss what happens in between.", func() (string, error) { return "run can sample on every ACK", tryTracepoint("tcp_probe", "tcp_probe") }},
+	{"tp_btf/tcp_cong_state_set", false, "run may miss losses and timeouts that no ACK and no interval shows.", func() (string, error) {
+		return "run sees each change of state", tryTracepoint("tcp_state", "tcp_cong_state_set")
+	}},
 	{"netem", false, "the links of run are its own only (not --link netem). Those made with tc(8) cannot delay or lose packets here.", func() (string, error) { return "there", inNew(func() error { return tryQdisc("netem") }) }},
 	{"fq", false, "nothing: TCP paces by itself.", func() (string, error) { return "there", inNew(func() error { return tryQdisc("fq") }) }},
 	{"QEMU", false, "nothing runs in guests: no virtual time (run --vm), and no kernels but this one (verify --kernel).", func() (string, error) { return "there", vm.Available() }},

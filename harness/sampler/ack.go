@@ -23,8 +23,8 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 
 	"ccload/harness/trace"
+	"ccload/internal/bpfload"
 	"ccload/internal/fault"
-	"ccload/internal/kernelbtf"
 	"ccload/internal/netns"
 )
 
@@ -97,13 +97,18 @@ func OpenAck(ns *netns.NS, first, last uint16, ring int) (_ *Ack, err error) {
 	if ring > 0 {
 		spec.Maps["events"].MaxEntries = uint32(ring)
 	}
-	refused := a.load(spec)
-	if refused != nil {
+	without := func(err error) {
+		a.Warnings = append(a.Warnings, fmt.Sprintf("sample between ACKs: %v; what happens there is seen at the interval only", err))
+	}
+	a.coll, err = bpfload.Load(spec, nil)
+	if refused, ok := errors.AsType[*bpfload.RefusedError](err); ok {
 		delete(spec.Programs, stateProgram)
-		if err := a.load(spec); err != nil {
-			return nil, err
+		if a.coll, err = bpfload.Load(spec, nil); err == nil {
+			without(refused)
 		}
-		a.Warnings = append(a.Warnings, fmt.Sprintf("sample between ACKs: %v; what happens there is seen at the interval only", refused))
+	}
+	if err != nil {
+		return nil, err
 	}
 	if a.reader, err = ringbuf.NewReader(a.coll.Maps["events"]); err != nil {
 		return nil, err
@@ -113,23 +118,27 @@ func OpenAck(ns *netns.NS, first, last uint16, ring int) (_ *Ack, err error) {
 		if p == nil {
 			continue
 		}
-		l, err := link.AttachTracing(link.TracingOptions{Program: p, AttachType: ebpf.AttachTraceRawTp})
-		if err != nil {
+		l, err := attach(name, p)
+		if err != nil && name == probeProgram {
 			return nil, err
+		}
+		if err != nil {
+			without(err)
+			continue
 		}
 		a.links = append(a.links, l)
 	}
 	return a, nil
 }
 
-func (a *Ack) load(spec *ebpf.CollectionSpec) (err error) {
-	for name := range spec.Programs {
-		if err := fault.At("load program " + name); err != nil {
-			return fmt.Errorf("program %s: %w", name, err)
-		}
+func attach(name string, p *ebpf.Program) (l link.Link, err error) {
+	if err = fault.At("attach program " + name); err == nil {
+		l, err = link.AttachTracing(link.TracingOptions{Program: p, AttachType: ebpf.AttachTraceRawTp})
 	}
-	a.coll, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: kernelbtf.Types()})
-	return err
+	if err != nil {
+		return nil, &bpfload.RefusedError{Program: name, Kind: "tp_btf", Err: bpfload.Plain(err)}
+	}
+	return l, nil
 }
 
 // event is struct event of tcp_probe.bpf.c.
