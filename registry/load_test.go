@@ -13,6 +13,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -32,6 +33,7 @@ type holds struct {
 
 func holding(t *testing.T) (h holds) {
 	t.Helper()
+	runtime.GC() // the library unmaps the variables of programs that are closed only then
 	for id := ebpf.MapID(0); ; h.Maps++ {
 		next, err := ebpf.MapGetNextID(id)
 		if errors.Is(err, os.ErrNotExist) {

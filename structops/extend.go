@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"ccload/internal/fault"
+
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
@@ -83,7 +85,7 @@ func Refused(err error) bool {
 	if errors.As(err, &forbidden) {
 		return len(forbidden.Missing) == 0
 	}
-	var verifier *ebpf.VerifierError
+	var verifier *VerifierError
 	if errors.As(err, &verifier) && len(verifier.Log) > 0 {
 		return false
 	}
@@ -100,7 +102,10 @@ func (e *Extension) load(to *Info, policy string, how How) (*ExtensionObject, er
 		return nil, err
 	}
 	defer closeTargets(coll)
-	loaded, err := ebpf.NewCollectionWithOptions(coll, withoutLog())
+	var loaded *ebpf.Collection
+	if err = fault.At("load program " + o.Program); err == nil {
+		loaded, err = ebpf.NewCollectionWithOptions(coll, withoutLog())
+	}
 	if err != nil {
 		err = e.spec.loadError(coll, nil, err)
 		var ve *VerifierError
