@@ -60,11 +60,12 @@ controls cannot be registered or measured here.`,
 					nameWidth, verdictWidth = max(nameWidth, len(f.Name)), max(verdictWidth, len(f.verdict()))
 				}
 				for _, f := range findings {
-					a.printf("%s\n", wrap(fmt.Sprintf("%-*s  %-*s  ", verdictWidth, f.verdict(), nameWidth, f.Name), f.Found))
+					a.wrapped(fmt.Sprintf("%-*s  %-*s  ", verdictWidth, f.verdict(), nameWidth, f.Name), f.Found)
 				}
 				for _, f := range findings {
 					if !f.OK && f.Means != "" {
-						a.printf("\n%s\n", wrap("", f.Name+": "+f.Means))
+						a.printf("\n")
+						a.wrapped("", f.Name+": "+f.Means)
 					}
 				}
 			})
@@ -86,23 +87,23 @@ func (f finding) verdict() string {
 	return "no"
 }
 
-// wrap writes text after a label, its further lines below its first, so that no line
-// is longer than a terminal is wide.
-func wrap(label, text string) string {
+// wrapped prints text after a label, its further lines below its first, so that no
+// line is longer than a terminal is wide.
+func (a *app) wrapped(label, text string) {
 	const width = 80
-	line, out := label, ""
+	line := label
 	for i, word := range strings.Fields(text) {
 		switch {
 		case i == 0:
 			line += word
 		case len(line)+1+len(word) > width:
-			out += line + "\n"
+			a.printf("%s\n", line)
 			line = strings.Repeat(" ", len(label)) + word
 		default:
 			line += " " + word
 		}
 	}
-	return out + line
+	a.printf("%s\n", line)
 }
 
 // probe looks at one thing and says what it found.
