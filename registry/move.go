@@ -59,7 +59,9 @@ type Moved struct {
 // Their connections go on: the kernel starts the new algorithm with the window and
 // the threshold that the old one had, and a BPF one sees in its init what it begins
 // with. RestoreSockets takes it back. It needs CAP_NET_ADMIN, CAP_BPF and
-// CAP_PERFMON, and for another namespace CAP_SYS_ADMIN.
+// CAP_PERFMON, and for another namespace CAP_SYS_ADMIN. Where the kernel refuses
+// iterators over TCP sockets, a warning says so, and only those that a process holds
+// are reached; for those of other users' processes that takes CAP_SYS_PTRACE.
 func MoveSockets(ns *netns.NS, f *Filter, to string) (*Moved, error) {
 	var m *Moved
 	err := need("/", moving...)
