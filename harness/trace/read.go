@@ -110,6 +110,7 @@ func (r *Run) check() error {
 	if err := cmp.Or(
 		within("experiment.duration", e.Duration, 1e-6, longest),
 		within("experiment.interval", e.Interval, 0, longest),
+		within("experiment.jitter", e.Jitter, 0, longest),
 		e.Link.check("experiment.link"),
 		r.Link.check("link"),
 		ifKnown("link.measured.rate", r.Link.Measured.Rate, 0, fastest),

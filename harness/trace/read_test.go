@@ -232,6 +232,7 @@ func TestImpossibleRun(t *testing.T) {
 		{"experiment.duration", nil, `field "experiment.duration": 0 is not between`},
 		{"experiment", nil, `field "experiment.duration": 0 is not between`},
 		{"experiment.interval", -1, `field "experiment.interval"`},
+		{"experiment.jitter", -1, `field "experiment.jitter"`},
 		{"experiment.flows", []any{}, `field "experiment.flows": there are none`},
 		{"experiment.flows", "all", `field "experiment.flows": string is not of type []trace.Flow`},
 		{"experiment.flows.1.id", 0, `field "experiment.flows[1].id": 0 is not an ID of its own`},
