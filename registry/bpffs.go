@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 
+	"ccload/internal/fault"
+
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
@@ -54,13 +56,16 @@ func openDir(path string) (*dir, error) { return walkDir(path, (*dir).sub) }
 // makeDir is openDir; what is missing is made.
 func makeDir(path string) (*dir, error) {
 	return walkDir(path, func(d *dir, name string) (*dir, error) {
-		err := unix.Mkdirat(int(d.Fd()), name, 0o700)
+		err := fault.At("make directory " + filepath.Join(d.path, name))
+		if err == nil {
+			err = unix.Mkdirat(int(d.Fd()), name, 0o700)
+		}
 		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, d.denied("mkdir", name, err)
 		}
 		s, serr := d.sub(name)
 		if err == nil && serr != nil {
-			unix.Unlinkat(int(d.Fd()), name, unix.AT_REMOVEDIR)
+			d.remove(name, unix.AT_REMOVEDIR)
 			if uid := os.Geteuid(); uid != 0 {
 				serr = fmt.Errorf("%s is to be root's: run as root, not as uid %d", rootDir, uid)
 			}
@@ -280,7 +285,10 @@ func newPin(path string, fn func(path string) error) error {
 		return err
 	}
 	defer d.Close()
-	if err := d.do(filepath.Base(path), fn); err != nil {
+	if err = fault.At("pin " + path); err == nil {
+		err = d.do(filepath.Base(path), fn)
+	}
+	if err != nil {
 		tidyUp(filepath.Dir(path))
 		return err
 	}
@@ -302,6 +310,9 @@ func rename(from, to string) error {
 		return err
 	}
 	defer d.Close()
+	if err := fault.At("rename " + from); err != nil {
+		return err
+	}
 	if err := unix.Renameat2(int(old.Fd()), filepath.Base(from), int(d.Fd()), filepath.Base(to), unix.RENAME_NOREPLACE); err != nil {
 		return old.wrap("rename", filepath.Base(from), err)
 	}
@@ -325,8 +336,17 @@ func unpin(path string) error {
 	} else if err != nil {
 		return err
 	}
-	if err := unix.Unlinkat(int(d.Fd()), filepath.Base(path), 0); err != nil {
-		return d.wrap("remove", filepath.Base(path), err)
+	return d.remove(filepath.Base(path), 0)
+}
+
+// remove removes a pin in it, or with AT_REMOVEDIR an empty directory.
+func (d *dir) remove(name string, flags int) error {
+	err := fault.At("remove " + filepath.Join(d.path, name))
+	if err == nil {
+		err = unix.Unlinkat(int(d.Fd()), name, flags)
+	}
+	if err != nil {
+		return d.wrap("remove", name, err)
 	}
 	return nil
 }
@@ -347,7 +367,7 @@ func tidyUp(path string) {
 		if err != nil {
 			return
 		}
-		err = unix.Unlinkat(int(parent.Fd()), filepath.Base(path), unix.AT_REMOVEDIR)
+		err = parent.remove(filepath.Base(path), unix.AT_REMOVEDIR)
 		parent.Close()
 		if err != nil {
 			return

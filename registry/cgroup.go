@@ -18,6 +18,7 @@ import (
 	"syscall"
 
 	"ccload/internal/bpfload"
+	"ccload/internal/fault"
 	"ccload/structops"
 
 	"github.com/cilium/ebpf"
@@ -131,6 +132,9 @@ func (g *group) use(arms []Arm) (before []Arm, err error) {
 		return nil, err
 	}
 	defer prog.Close()
+	if err := fault.At("attach program to cgroup " + g.name); err != nil {
+		return nil, err
+	}
 	l, err := link.AttachCgroup(link.CgroupOptions{Path: g.dir, Attach: ebpf.AttachCGroupSockOps, Program: prog})
 	if err != nil {
 		err = &bpfload.RefusedError{Program: "choose", Kind: "sockops", Err: bpfload.Plain(err)}
@@ -153,6 +157,9 @@ func replaceGroup(pin string, arms []Arm) error {
 		return err
 	}
 	defer l.Close()
+	if err := fault.At("update program of cgroup"); err != nil {
+		return err
+	}
 	return l.Update(prog)
 }
 
@@ -444,6 +451,9 @@ func endGroup(pin string) error {
 		return err
 	}
 	defer l.Close()
+	if err := fault.At("detach program from cgroup"); err != nil {
+		return err
+	}
 	if err := l.Detach(); err != nil {
 		return err
 	}

@@ -67,9 +67,10 @@ func MoveSockets(ns *netns.NS, f *Filter, to string) (*Moved, error) {
 	err := need("/", moving...)
 	if err == nil {
 		err = locked(func() (err error) {
-			if m, err = moveSockets(ns, f, unnamed, to, false); err == nil {
-				m.forget()
+			if m, err = moveSockets(ns, f, unnamed, to, false); err != nil {
+				m = &Moved{} // some may have been moved, or none
 			}
+			m.forget()
 			return err
 		})
 	}
@@ -88,9 +89,10 @@ func RestoreSockets(ns *netns.NS, f *Filter) (*Moved, error) {
 	err := need("/", moving...)
 	if err == nil {
 		err = locked(func() (err error) {
-			if m, err = restoreSockets(ns, f); err == nil {
-				m.forget()
+			if m, err = restoreSockets(ns, f); err != nil {
+				m = &Moved{}
 			}
+			m.forget()
 			return err
 		})
 	}
@@ -143,12 +145,13 @@ func (r *Restoration) allSockets() error {
 		return err
 	}
 	total := &Moved{}
+	var errs []error
 	self := ownInode()
 	for _, v := range visible {
 		n := namespace{v, v.Inode == self}
 		var m *Moved
 		if err := n.do(func() (err error) { m, err = restoreSockets(nil, nil); return err }); err != nil {
-			r.Warnings = append(r.Warnings, fmt.Sprintf("sockets in network namespace %q: %v", n.label(), err))
+			errs = append(errs, fmt.Errorf("restore sockets in network namespace %q: %w", n.label(), err))
 			continue
 		}
 		total.add(m)
@@ -159,10 +162,10 @@ func (r *Restoration) allSockets() error {
 	if total.Matched > 0 {
 		r.Sockets = total
 	}
-	if moved() && total.Failed == 0 {
+	if moved() && total.Failed == 0 && errs == nil {
 		r.Warnings = append(r.Warnings, "sockets in network namespaces that have no name and no process that can be seen are left as they are")
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func (m *Moved) add(o *Moved) {
@@ -436,6 +439,9 @@ func openFormer(spec *ebpf.MapSpec) (former *ebpf.Map, made bool, err error) {
 	former, err = openMap(formerPath)
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return former, false, err
+	}
+	if err := fault.At("create BPF map " + spec.Name); err != nil {
+		return nil, false, err
 	}
 	if former, err = ebpf.NewMap(spec); err != nil {
 		return nil, false, bpfload.Plain(err)

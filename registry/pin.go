@@ -15,6 +15,7 @@ import (
 	"strings"
 	"unsafe"
 
+	"ccload/internal/fault"
 	"ccload/structops"
 
 	"golang.org/x/sys/unix"
@@ -46,6 +47,9 @@ func mountBPFFS() (warnings []string, err error) {
 	defer unlock()
 	if err := unix.Statfs(bpffs, &st); err == nil && st.Type == unix.BPF_FS_MAGIC {
 		return nil, nil // somebody was faster
+	}
+	if err := fault.At("mount bpffs"); err != nil {
+		return fail(err)
 	}
 	if err := unix.Mount("bpf", bpffs, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
 		return fail(err)
@@ -213,8 +217,8 @@ func (s pinSet) remove(keep string) error {
 		if p.dir.inode(p.name) != p.inode || filepath.Join(p.dir.path, p.name) == keep {
 			continue
 		}
-		if err := unix.Unlinkat(int(p.dir.Fd()), p.name, 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, p.dir.wrap("remove", p.name, err))
+		if err := p.dir.remove(p.name, 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
 		}
 	}
 	tidyUp(pinDir)

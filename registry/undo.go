@@ -97,6 +97,9 @@ func openJournal(make bool) (*journal, error) {
 }
 
 func newJournal() (*ebpf.Map, error) {
+	if err := fault.At("create BPF map ccload_undo"); err != nil {
+		return nil, err
+	}
 	m, err := ebpf.NewMap(&ebpf.MapSpec{
 		Name: "ccload_undo", Type: ebpf.Hash, MaxEntries: maxEntries, Flags: unix.BPF_F_NO_PREALLOC,
 		KeySize: uint32(unsafe.Sizeof(key{})), ValueSize: uint32(unsafe.Sizeof(value{})),

@@ -5,6 +5,8 @@ package structops
 import (
 	"cmp"
 	"errors"
+	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
@@ -80,7 +82,7 @@ func element(cmd uintptr, fd int, value []byte) error {
 }
 
 func pin(fd int, path string) error {
-	if err := fault.At("pin " + path); err != nil {
+	if err := fault.At("pin " + filepath.Base(path)); err != nil { // it may lead through a descriptor
 		return err
 	}
 	p, err := unix.BytePtrFromString(path)
@@ -92,6 +94,13 @@ func pin(fd int, path string) error {
 		fd, flags uint32
 	}{unsafe.Pointer(p), uint32(fd), 0})
 	return err
+}
+
+func removePin(path string) error {
+	if err := fault.At("remove " + filepath.Base(path)); err != nil {
+		return err
+	}
+	return os.Remove(path)
 }
 
 func openPin(path string) (int, error) {

@@ -479,14 +479,9 @@ func Detach(path string) error {
 	}
 	var id uint32
 	if p.How == TailCall {
-		if err = element(unix.BPF_MAP_DELETE_ELEM, fd, nil); errors.Is(err, unix.ENOENT) {
-			err = nil
-		}
-	} else {
-		id, err = linkID(fd)
-	}
-	if err == nil {
-		err = os.Remove(path)
+		err = empty(fd, p.ProgramID, func() error { return removePin(path) })
+	} else if id, err = linkID(fd); err == nil {
+		err = removePin(path)
 	}
 	unix.Close(fd)
 	if err == nil && id != 0 {
@@ -494,6 +489,25 @@ func Detach(path string) error {
 	}
 	if err != nil {
 		return fmt.Errorf("pin %q: %w", path, err)
+	}
+	return nil
+}
+
+// empty takes a program out of a slot, and puts it back if what is to follow fails.
+func empty(slot int, program uint32, then func() error) error {
+	if program == 0 {
+		return then()
+	}
+	fd, err := openID(unix.BPF_PROG_GET_FD_BY_ID, program)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := element(unix.BPF_MAP_DELETE_ELEM, slot, nil); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	if err := then(); err != nil {
+		return errors.Join(err, element(unix.BPF_MAP_UPDATE_ELEM, slot, binary.NativeEndian.AppendUint32(nil, uint32(fd))))
 	}
 	return nil
 }

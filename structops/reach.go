@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"ccload/internal/fault"
+
 	"github.com/cilium/ebpf"
 )
 
@@ -137,6 +139,9 @@ func (r *reached) load(of []*opsMap) (*ebpf.Collection, error) {
 	}
 	how := withoutLog()
 	how.MapReplacements = r.reused
+	if err := fault.At("load object"); err != nil {
+		return nil, err
+	}
 	coll, err := ebpf.NewCollectionWithOptions(r.CollectionSpec, how)
 	if err != nil {
 		var ops []*Ops

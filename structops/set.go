@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"unsafe"
 
+	"ccload/internal/fault"
+
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 )
@@ -48,16 +50,25 @@ func (i *Info) Set(values map[string]any) error {
 			return fmt.Errorf("parameter %q: %v: %w", name, v, err)
 		}
 	}
-	for n := range i.Params {
+	opened := map[string][]byte{}
+	defer func() {
+		for _, mem := range opened {
+			unix.Munmap(mem)
+		}
+	}()
+	for name := range stored {
+		mem, err := i.places[name].open()
+		if err != nil {
+			return fmt.Errorf("parameter %q: %w", name, permission("", err, loading...))
+		}
+		opened[name] = mem
+	}
+	for n := range i.Params { // from here on nothing can fail
 		p := &i.Params[n]
-		b, ok := stored[p.Name]
-		if !ok {
-			continue
+		if b, ok := stored[p.Name]; ok {
+			i.places[p.Name].store(opened[p.Name], b)
+			p.Value = decode(i.places[p.Name].typ, b)
 		}
-		if err := i.places[p.Name].store(b); err != nil {
-			return fmt.Errorf("parameter %q: %w", p.Name, permission("", err, loading...))
-		}
-		p.Value = decode(i.places[p.Name].typ, b)
 	}
 	i.keepSet(slices.Collect(maps.Keys(values)))
 	return nil
@@ -70,33 +81,43 @@ type place struct {
 	typ    btf.Type
 }
 
-// store writes a value into a section's map, through memory: an update of the map
-// would write all of the section, and undo what programs count there meanwhile.
-func (p place) store(b []byte) error {
+// open maps the page into memory that the parameter is in: an update of the map would
+// write all of the section, and undo what programs count there meanwhile.
+func (p place) open() ([]byte, error) {
+	size, err := btf.Sizeof(p.typ)
+	if err != nil {
+		return nil, err
+	}
+	if size != 1 && (size != 2 && size != 4 && size != 8 || p.offset%uint32(size) != 0) {
+		return nil, fmt.Errorf("%d bytes: %w", size, errors.ErrUnsupported)
+	}
 	fd, err := openID(unix.BPF_MAP_GET_FD_BY_ID, p.mapID)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer unix.Close(fd)
-	page := uint32(unix.Getpagesize())
-	at := p.offset % page
-	mem, err := unix.Mmap(fd, int64(p.offset-at), int(page), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err := fault.At("map parameter into memory"); err != nil {
+		return nil, err
+	}
+	page := unix.Getpagesize()
+	mem, err := unix.Mmap(fd, int64(p.offset)/int64(page)*int64(page), page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
-		return fmt.Errorf("map %d: it cannot be mapped into memory: %w", p.mapID, err)
+		return nil, fmt.Errorf("map %d: it cannot be mapped into memory: %w", p.mapID, err)
 	}
-	defer unix.Munmap(mem)
-	to := unsafe.Pointer(&mem[at])
-	switch {
-	case len(b) == 8 && at%8 == 0:
+	return mem, nil
+}
+
+// store writes a value to where the parameter is in its page, whole.
+func (p place) store(page, b []byte) {
+	to := unsafe.Pointer(&page[int(p.offset)%len(page)])
+	switch len(b) {
+	case 8:
 		atomic.StoreUint64((*uint64)(to), binary.NativeEndian.Uint64(b))
-	case len(b) == 4 && at%4 == 0:
+	case 4:
 		atomic.StoreUint32((*uint32)(to), binary.NativeEndian.Uint32(b))
-	case len(b) == 2 && at%2 == 0:
+	case 2:
 		*(*uint16)(to) = binary.NativeEndian.Uint16(b)
-	case len(b) == 1:
-		mem[at] = b[0]
-	default:
-		return fmt.Errorf("%d bytes: %w", len(b), errors.ErrUnsupported)
+	case 1:
+		*(*byte)(to) = b[0]
 	}
-	return nil
 }

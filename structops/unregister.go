@@ -113,8 +113,16 @@ func unpin(link uint32) error {
 	if len(held.Processes) > 0 || len(held.Pins) == 0 {
 		return held
 	}
-	for _, p := range held.Pins {
-		if err := os.Remove(p); err != nil {
+	fd, err := openID(unix.BPF_LINK_GET_FD_BY_ID, link) // which holds it until all are removed
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for i, p := range held.Pins {
+		if err := removePin(p); err != nil {
+			for _, removed := range held.Pins[:i] {
+				err = errors.Join(err, pin(fd, removed), os.Chmod(removed, 0o600))
+			}
 			return err
 		}
 	}

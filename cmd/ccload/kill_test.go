@@ -242,7 +242,9 @@ func place(t *testing.T) (ns *netns.NS, group, plain string) {
 		t.Fatal(err)
 	}
 	err = ns.Do(func() error {
-		l, err := net.Listen("tcp4", "127.0.0.1:0")
+		var lc net.ListenConfig
+		lc.SetMultipathTCP(false) // of which not all can be put back
+		l, err := lc.Listen(t.Context(), "tcp4", "127.0.0.1:0")
 		if err == nil {
 			t.Cleanup(func() { l.Close() })
 		}
