@@ -7,41 +7,26 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"slices"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"ccload/harness/trace"
 	"ccload/internal/netns"
+	"ccload/internal/tcpca"
 )
 
 // known says whether the kernel has the congestion controls of the flows. One
 // that is a module may get loaded by the question.
 func known(flows []trace.Flow) error {
-	const file = "/proc/sys/net/ipv4/tcp_available_congestion_control"
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return fmt.Errorf("congestion controls: %w", err)
-	}
 	for _, f := range flows {
-		if slices.Contains(strings.Fields(string(b)), f.CC) {
-			continue
+		there, _, err := tcpca.Load(f.CC)
+		if err != nil {
+			return err
 		}
-		if err := try(f.CC); err != nil {
-			return fmt.Errorf("congestion control %q: not among %s: %w", f.CC, strings.Join(strings.Fields(string(b)), ", "), err)
+		if !there {
+			return fmt.Errorf("congestion control %q: the kernel has none of that name", f.CC)
 		}
 	}
 	return nil
-}
-
-func try(cc string) error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	return unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, cc)
 }
 
 // namespace makes one end of the link's path, set up so that nothing but the

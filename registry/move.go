@@ -44,6 +44,7 @@ type Moved struct {
 	Failed  int            `json:"failed,omitempty"`  // run what they did, or what the new one handed them on to
 	Reasons map[string]int `json:"reasons,omitempty"` // why, of the failed ones
 	Window  int            `json:"window,omitempty"`  // of the moved ones, those whose window or threshold the new algorithm's init has set
+	Undo    bool           `json:"undo,omitempty"`    // RestoreSockets puts back what they, or others before, had
 
 	Warnings []string `json:"warnings,omitempty"`
 
@@ -71,6 +72,7 @@ func MoveSockets(ns *netns.NS, f *Filter, to string) (*Moved, error) {
 				m = &Moved{} // some may have been moved, or none
 			}
 			m.forget()
+			m.Undo = isPinned(formerPath)
 			return err
 		})
 	}

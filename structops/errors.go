@@ -36,6 +36,7 @@ var (
 type PermissionError struct {
 	Missing  []string // capabilities that the process lacks
 	Lockdown string   // lockdown mode, where it can be read: "integrity" or "confidentiality"
+	Others   []string // what else may forbid it, as far as that can be told
 	Errno    error
 }
 
@@ -46,7 +47,11 @@ func (e *PermissionError) Error() string {
 	case e.Lockdown != "":
 		return fmt.Sprintf("%v: BPF is locked down (lockdown=%s)", e.Errno, e.Lockdown)
 	}
-	return fmt.Sprintf("%v: no capability is missing; a lockdown, a security module, a seccomp filter or a user namespace forbids it", e.Errno)
+	others := "a lockdown, a security module, a seccomp filter or a user namespace"
+	if n := len(e.Others); n > 1 {
+		others = strings.Join(e.Others[:n-1], ", ") + " or " + e.Others[n-1]
+	}
+	return fmt.Sprintf("%v: no capability is missing; %s forbids it", e.Errno, others)
 }
 
 func (e *PermissionError) Unwrap() error        { return e.Errno }
@@ -62,6 +67,14 @@ func permission(root string, err error, needs ...string) error {
 	e := &PermissionError{Errno: unix.EPERM}
 	if status, err := os.ReadFile(root + "/proc/self/status"); err == nil {
 		e.Missing = missingCaps(string(status), needs)
+		e.Others = []string{"a lockdown", "a security module"}
+		if strings.Contains(string(status), "\nSeccomp:\t2") {
+			e.Others = append(e.Others, "the seccomp filter that is in force for this process")
+		}
+		// In the initial user namespace each id stands for itself.
+		if m, err := os.ReadFile(root + "/proc/self/uid_map"); err == nil && strings.Join(strings.Fields(string(m)), " ") != "0 0 4294967295" {
+			e.Others = append(e.Others, "the user namespace that it is in")
+		}
 	}
 	if mode, err := os.ReadFile(root + "/sys/kernel/security/lockdown"); err == nil {
 		e.Lockdown = lockdown(string(mode))

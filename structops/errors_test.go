@@ -48,6 +48,17 @@ func TestPermission(t *testing.T) {
 			t.Errorf("it is not EPERM: %v", err)
 		}
 	}
+	// What may forbid it is said as far as that can be told.
+	root := t.TempDir()
+	for path, text := range map[string]string{"proc/self/status": "Name:\tx\nCapEff:\t000001ffffffffff\nSeccomp:\t2\n", "proc/self/uid_map": "         0       1000          1\n"} {
+		if err := errors.Join(os.MkdirAll(filepath.Join(root, "proc/self"), 0o755), os.WriteFile(filepath.Join(root, path), []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := "operation not permitted: no capability is missing; a lockdown, a security module, the seccomp filter that is in force for this process or the user namespace that it is in forbids it"
+	if err := permission(root, unix.EPERM, loading...); err.Error() != want {
+		t.Errorf("%v\nwant %s", err, want)
+	}
 	if err := permission("/", unix.EINVAL); err != unix.EINVAL {
 		t.Errorf("another error became %v", err)
 	}

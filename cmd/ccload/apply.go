@@ -22,7 +22,8 @@ func (a *app) apply() *cobra.Command {
 		Short: "Make the kernel as a file says: names, tunables, selections",
 		Long: `Make the kernel as a file says: which congestion controls are registered, with which
 tunables, and where they are selected. It does the least that is needed: a second
-time that is nothing. What the file does not name stays as it is.
+time that is nothing. What the file does not name stays as it is. What cannot be done
+is said, the rest is done all the same, and the exit status is 1.
 
   register:
     bpf_cubic:
@@ -59,23 +60,30 @@ Object files are looked for from the file's directory.`,
 				return err
 			}
 			if !dry {
-				err = plan.Apply()
+				plan.Apply() // what fails is in the steps
 			}
 			a.warn(plan.Warnings)
-			return errors.Join(a.print(plan, func() { a.planText(plan, dry) }), err)
+			err = a.print(plan, func() { a.planText(plan) })
+			for _, s := range plan.Steps {
+				if s.Err() != nil {
+					a.failed(s.Err())
+					err = errors.Join(err, errSilent)
+				}
+			}
+			return err
 		},
 	})
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "only say what would be done")
 	return cmd
 }
 
-func (a *app) planText(p *state.Plan, dry bool) {
+func (a *app) planText(p *state.Plan) {
 	if len(p.Steps) == 0 {
 		a.printf("nothing to do\n")
 	}
 	for _, s := range p.Steps {
-		if !dry && !s.Done {
-			break // the error says why
+		if s.Err() != nil {
+			continue // it says why
 		}
 		text := s.To
 		if s.From != "" {

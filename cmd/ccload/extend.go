@@ -71,7 +71,7 @@ does the rest of a callback that has a slot for the function.`,
 				if x.Instead != "" {
 					a.say("a tail call, because functions cannot be replaced here: %s", x.Instead)
 				}
-				a.say("to go back: ccload extend %s --remove %s", x.Name, x.Function)
+				a.say("to undo: ccload extend %s --remove %s", x.Name, x.Function)
 			}
 			return err
 		},

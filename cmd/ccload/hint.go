@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"unicode"
 
@@ -24,6 +25,9 @@ func hint(err error) string {
 		return h.hint
 	}
 	if e, ok := errors.AsType[*structops.PermissionError](err); ok && len(e.Missing) > 0 {
+		if os.Geteuid() == 0 {
+			return "this is root, but without that: a container, or a service's settings, took it away"
+		}
 		return "run it as root"
 	}
 	if e, ok := errors.AsType[*registry.NotFoundError](err); ok && cc.Lookup(e.Name) != nil {

@@ -113,10 +113,7 @@ func run(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writ
 		err = signal
 	}
 	if !errors.Is(err, errSilent) {
-		a.say("ccload: %s", strings.TrimSpace(err.Error()))
-		if h := hint(err); h != "" {
-			a.say("hint: %s", h)
-		}
+		a.failed(err)
 	}
 	if stopped {
 		return signal.status()
@@ -219,6 +216,14 @@ func (a *app) recover(verb string) error {
 		return fmt.Errorf("%s: %w", verb, err)
 	}
 	return nil
+}
+
+// failed says what could not be done, and what to do about it.
+func (a *app) failed(err error) {
+	a.say("ccload: %s", strings.TrimSpace(err.Error()))
+	if h := hint(err); h != "" {
+		a.say("hint: %s", h)
+	}
 }
 
 func (a *app) warn(warnings []string) {

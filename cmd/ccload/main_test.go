@@ -20,6 +20,7 @@ import (
 	"time"
 	"unsafe"
 
+	"ccload/cc"
 	"ccload/harness/vm"
 	"ccload/internal/fault"
 	"ccload/internal/kerneltest"
@@ -51,6 +52,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"ccload": main,
 		"nobody": asNobody,
+		"admin":  asAdmin,
 		"locked": lockedDown,
 		"hold":   hold,
 		"at":     at,
@@ -81,8 +83,10 @@ func refuse(programs string) {
 //	unchanged             the kernel is as it was when the script began
 //	other FILE.o PIN      another tool registers the object's congestion control
 //	stale PIN             a pin of something that is no congestion control
+//	many N PREFIX         N congestion controls, PREFIX000 and on, until the script ends
 //	patch IN OLD NEW OUT  bytes in the place of others, written as in Go strings
 //	nobody COMMAND…       as a user without any capability
+//	admin COMMAND…        as a user with CAP_SYS_ADMIN and CAP_NET_ADMIN, and no other
 //	locked COMMAND…       where the kernel refuses BPF even to root
 //	hold PORT…            a connection to each port of loopback, and who listens there,
 //	                      until it is killed; then there is a file named held
@@ -166,6 +170,7 @@ func sessions(t *testing.T, dir string) {
 			"patch":     patch,
 			"fulldisk":  fullDisk,
 			"uncolumn":  uncolumn,
+			"many":      many,
 			"appears":   appears,
 			"signalled": signalled,
 		},
@@ -222,6 +227,7 @@ func unchanged(ts *testscript.TestScript, neg bool, args []string) {
 // cleanUp takes out what a failed script has left, so that the next may pass: all
 // names of the scripts begin with cct.
 func cleanUp() {
+	registry.Restore()
 	entries, _, _ := registry.List()
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name, "cct") {
@@ -256,6 +262,24 @@ func stale(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	defer m.Close()
 	ts.Check(m.Pin(args[0]))
+}
+
+func many(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: many N PREFIX")
+	}
+	spec, err := structops.Parse(cc.Lookup("bpf_reno").Object())
+	ts.Check(err)
+	obj, err := spec.Load()
+	ts.Check(err)
+	defer obj.Close()
+	one, err := obj.Info("")
+	ts.Check(err)
+	for i := range must(strconv.Atoi(args[0])) {
+		l, err := one.Copy(fmt.Sprintf("%s%03d", args[1], i), func(*structops.Link) error { return nil })
+		ts.Check(err)
+		ts.Defer(func() { ts.Check(l.Close()) })
+	}
 }
 
 func fullDisk(ts *testscript.TestScript, neg bool, args []string) {
@@ -322,6 +346,28 @@ func asNobody() {
 	check(unix.Setgroups(nil))
 	check(unix.Setgid(65534))
 	check(unix.Setuid(65534))
+	check(unix.Exec(fmt.Sprintf("/proc/self/fd/%d", fd), os.Args[1:], os.Environ()))
+}
+
+// asAdmin is asNobody with two capabilities.
+func asAdmin() {
+	runtime.LockOSThread()
+	self := must(os.Executable())
+	fd := must(unix.Open(self, unix.O_RDONLY, 0))
+	check(unix.Chdir("/"))
+	check(unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0))
+	check(unix.Setgroups(nil))
+	_, _, errno := unix.RawSyscall(unix.SYS_SETUID, 65534, 0, 0) // of this thread, which execs
+	if errno != 0 {
+		log.Fatal(errno)
+	}
+	const caps = 1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_NET_ADMIN
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	both := [2]unix.CapUserData{{Effective: caps, Permitted: caps, Inheritable: caps}}
+	check(unix.Capset(&header, &both[0]))
+	for _, c := range []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN} {
+		check(unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, c, 0, 0))
+	}
 	check(unix.Exec(fmt.Sprintf("/proc/self/fd/%d", fd), os.Args[1:], os.Environ()))
 }
 

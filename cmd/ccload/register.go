@@ -84,7 +84,7 @@ The catalogue: ` + catalogue(),
 			switch {
 			case a.json:
 			case def:
-				a.say("the default was %[1]s; to go back: ccload unregister %[2]s --reset %[1]s", done.Default.Before, r.Name)
+				a.say("default: %[1]s → %[2]s; to undo: ccload unregister %[2]s --reset %[1]s", done.Default.Before, r.Name)
 			default:
 				a.say("to make it the default: ccload use %[1]s; to take it out: ccload unregister %[1]s", r.Name)
 			}

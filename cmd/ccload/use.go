@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"net/netip"
 	"os"
 	"strings"
@@ -167,17 +168,15 @@ func (a *app) useDefault(ns *netns.NS, f *useFlags, name string) error {
 	}
 	err = a.print(used{f.where, c}, func() {
 		if c.Before == c.After {
-			a.printf("the default%s was %s already\n", f.place(), c.After)
+			a.printf("default%s: %s, as it was\n", f.place(), c.After)
 		} else {
-			a.printf("the default%s was %s, is %s\n", f.place(), c.Before, c.After)
+			a.printf("default%s: %s → %s\n", f.place(), c.Before, c.After)
 		}
 	})
 	if c.Allowed {
 		a.say("%s was added to net.ipv4.tcp_allowed_congestion_control", c.After)
 	}
-	if c.Before != c.After {
-		a.back(f, "")
-	}
+	a.back(f, "", c.Undo)
 	return err
 }
 
@@ -189,13 +188,16 @@ func (f *useFlags) place() string {
 	return " in network namespace " + f.where
 }
 
-// back says how to take it back.
-func (a *app) back(f *useFlags, flags string) {
+// back says how to take it back, if there is something to take back.
+func (a *app) back(f *useFlags, flags string, undo bool) {
+	if !undo {
+		return
+	}
 	if f.where != "" {
 		flags += " --netns " + f.where
 	}
 	if !a.json {
-		a.say("to go back: ccload use --restore%s", flags)
+		a.say("to undo: ccload use --restore%s", flags)
 	}
 }
 
@@ -215,16 +217,14 @@ func (a *app) useRoute(ns *netns.NS, f *useFlags, name string) error {
 	err = a.print(routed{f.where, c}, func() {
 		switch {
 		case c.Made:
-			a.printf("made the route %s%s: %s\n", prefix, f.place(), c.After)
+			a.printf("route %s%s, new: %s\n", prefix, f.place(), c.After)
 		case c.Before == c.After:
-			a.printf("the route %s%s had %s already\n", prefix, f.place(), c.After)
-		case c.Before == "":
-			a.printf("the route %s%s has %s\n", prefix, f.place(), c.After)
+			a.printf("route %s%s: %s, as it was\n", prefix, f.place(), c.After)
 		default:
-			a.printf("the route %s%s had %s, has %s\n", prefix, f.place(), c.Before, c.After)
+			a.printf("route %s%s: %s → %s\n", prefix, f.place(), cmp.Or(c.Before, "none"), c.After)
 		}
 	})
-	a.back(f, " --route "+f.route)
+	a.back(f, " --route "+f.route, c.Undo)
 	return err
 }
 
@@ -272,7 +272,7 @@ func (a *app) useGroup(f *useFlags, name string) error {
 		}
 		a.printf("\n")
 	})
-	a.back(f, " --cgroup "+f.cgroup)
+	a.back(f, " --cgroup "+f.cgroup, true)
 	return err
 }
 

@@ -39,7 +39,7 @@ func (a *app) useSockets(ns *netns.NS, f *useFlags, name string) error {
 	a.warn(m.Warnings)
 	err = a.print(movedSockets{f.where, filter.String(), name, m}, func() { a.moved(m, to) })
 	if m.Moved > 0 && !f.restore {
-		a.back(f, " --sockets ''")
+		a.back(f, " --sockets ''", m.Undo)
 	}
 	if m.Failed > 0 {
 		return fmt.Errorf("%d of %d sockets could not be moved", m.Failed, m.Matched)

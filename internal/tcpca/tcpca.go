@@ -19,8 +19,8 @@ const maxName = 15
 
 // Ask says whether the kernel has a congestion control of that name now, and whether it
 // is an allowed one: whether everybody may choose it for a socket. It loads no module.
-// Of the default of a network namespace that is reno, whose caller may not change the
-// network, it says that it is allowed.
+// Of the default of the network namespace it may say that it is allowed to who may not
+// change the network.
 func Ask(name string) (there, allowed bool, err error) {
 	if name == "" || len(name) > maxName {
 		return false, false, nil
@@ -30,10 +30,12 @@ func Ask(name string) (there, allowed bool, err error) {
 		return false, false, fmt.Errorf("congestion control %q: socket: %w", name, err)
 	}
 	defer unix.Close(fd)
-	if name != "reno" {
-		// What a socket has already it may choose, allowed or not.
-		unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno")
+	// What a socket has already it may choose, allowed or not: it gets another first.
+	other := "reno"
+	if name == other {
+		other = "cubic"
 	}
+	unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, other)
 	err = withoutNetAdmin(func() error {
 		return unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, name)
 	})

@@ -15,7 +15,8 @@
 //
 // The steps are Parse, Plan, which only looks, and Apply. A plan is the least that
 // has to be done: for a kernel that is as wanted it is empty. What the file does
-// not name stays as it is.
+// not name stays as it is. What cannot be done keeps nothing else from being done: a
+// machine that boots without one of its control groups gets the rest of what is wanted.
 //
 // The package does not know the catalogue: whoever plans says how the object of a
 // name is made.
@@ -33,26 +34,35 @@ import (
 	"ccload/internal/netns"
 	"ccload/registry"
 	"ccload/structops"
+
+	"go.yaml.in/yaml/v4"
+	"golang.org/x/sys/unix"
 )
 
 // Plan is what has to be done to make the kernel as wanted, in this order.
 type Plan struct {
 	Steps    []Step   `json:"steps"`
 	Warnings []string `json:"warnings,omitempty"`
-
-	needs []string // congestion controls that the file uses and does not register
 }
 
 // Step is one change.
 type Step struct {
-	Do   string `json:"do"`             // "register", "replace", "set", "allow" or "use"
-	What string `json:"what"`           // a congestion control, or a place
-	From string `json:"from,omitempty"` // what is there now
-	To   string `json:"to,omitempty"`   // what is wanted
-	Done bool   `json:"done"`
+	Do    string `json:"do"`             // "register", "replace", "set", "allow" or "use"
+	What  string `json:"what"`           // a congestion control, or a place
+	From  string `json:"from,omitempty"` // what is there now
+	To    string `json:"to,omitempty"`   // what is wanted
+	Done  bool   `json:"done"`
+	Error string `json:"error,omitempty"` // why it cannot be done, as a plan sees it or as Apply did
 
+	err   error
+	at    func(error) error
 	apply func() (warnings []string, err error)
 }
+
+// Err is why the step cannot be done: nil if it can, or was.
+func (s *Step) Err() error { return s.err }
+
+func (s *Step) fail(err error) { s.err, s.Error = err, err.Error() }
 
 // Source knows the objects of names.
 type Source interface {
@@ -64,24 +74,39 @@ type Source interface {
 }
 
 // Plan compares what is wanted with what is. It loads the objects, to compare their
-// code with what runs, and registers nothing. It needs CAP_BPF and CAP_NET_ADMIN.
+// code with what runs, and registers nothing. What it finds that cannot be done is a
+// step with an error. It needs CAP_SYS_ADMIN and CAP_NET_ADMIN.
 func (s *State) Plan(from Source) (*Plan, error) {
+	missing, err := registry.Missing("/", "CAP_SYS_ADMIN", "CAP_NET_ADMIN")
+	if err != nil {
+		return nil, err
+	}
+	if len(missing) > 0 {
+		return nil, &structops.PermissionError{Missing: missing, Errno: unix.EPERM}
+	}
 	p := &Plan{Steps: []Step{}}
+	plan := func(at *yaml.Node, do, what string, fn func() error) {
+		first := len(p.Steps)
+		if err := fn(); err != nil {
+			p.Steps = append(p.Steps[:first], Step{Do: do, What: what})
+			p.Steps[first].fail(s.at(at, err))
+		}
+		for i := first; i < len(p.Steps); i++ {
+			p.Steps[i].at = func(err error) error { return s.at(at, err) }
+		}
+	}
 	for i := range s.Names {
 		n := &s.Names[i]
-		if err := p.register(n, from); err != nil {
-			return nil, s.at(n.at, err)
-		}
+		plan(n.at, "register", n.Name, func() error { return p.register(n, from) })
 	}
 	for i := range s.Uses {
 		u := &s.Uses[i]
-		steps := len(p.Steps)
-		if err := p.use(u); err != nil {
-			return nil, s.at(u.at, err)
-		}
-		if len(p.Steps) > steps {
-			p.need(u, s.Names)
-		}
+		plan(u.at, "use", u.place(), func() error {
+			if err := p.use(u); err != nil {
+				return fmt.Errorf("use %s: %w", u.place(), err)
+			}
+			return nil
+		})
 	}
 	return p, nil
 }
@@ -160,19 +185,6 @@ func (p *Plan) register(n *Name, from Source) error {
 		p.add("allow", n.Name, "", "for everyone", func() ([]string, error) { return nil, registry.Allow(n.Name) })
 	}
 	return nil
-}
-
-// need notes what a step uses that none has registered.
-func (p *Plan) need(u *Use, names []Name) {
-	arms := u.Split
-	if arms == nil {
-		arms = []registry.Arm{{Name: u.CC}}
-	}
-	for _, a := range arms {
-		if !slices.ContainsFunc(names, func(n Name) bool { return n.Name == a.Name }) {
-			p.needs = append(p.needs, a.Name)
-		}
-	}
 }
 
 // describe says what a name is made from.
@@ -297,24 +309,23 @@ func inNamespace[T any](name string, fn func(*netns.NS) (T, error)) (v T, err er
 	return fn(ns)
 }
 
-// Apply does it. That a congestion control is not there which is to be used is found
-// before anything is done. When a step fails those before it stay done: another plan
-// goes on from there. A signal does not end the process between the steps.
+// Apply does it. When a step fails the others are done all the same, and the error has
+// what all of them say, also those that Plan has found. A signal does not end the process
+// between the steps.
 func (p *Plan) Apply() error {
-	for _, name := range p.needs {
-		if err := registry.Require(name); err != nil {
-			return err
-		}
-	}
 	defer change.Together()()
+	var errs []error
 	for i := range p.Steps {
 		s := &p.Steps[i]
-		warnings, err := s.apply()
-		p.Warnings = append(p.Warnings, warnings...)
-		if err != nil {
-			return fmt.Errorf("%s %s: %w", s.Do, s.What, err)
+		if s.err == nil {
+			warnings, err := s.apply()
+			p.Warnings = append(p.Warnings, warnings...)
+			if err != nil {
+				s.fail(s.at(fmt.Errorf("%s %s: %w", s.Do, s.What, err)))
+			}
 		}
-		s.Done = true
+		s.Done = s.err == nil
+		errs = append(errs, s.err)
 	}
-	return nil
+	return errors.Join(errs...)
 }

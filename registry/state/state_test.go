@@ -4,6 +4,7 @@ package state
 
 import (
 	"errors"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -221,14 +222,20 @@ use: [{cc: ccs_a, netns: NS}]
 		t.Errorf("what was only set is another map: %v", err)
 	}
 
-	// What cannot be done is found before anything is.
-	p = plan("register: {ccs_c: {from: reno.bpf.o}}\nuse: [{cc: ccs_none, netns: NS}]", "register >reno.bpf.o", "use ccs_a>ccs_none")
-	if _, missing := errors.AsType[*registry.NotFoundError](p.Apply()); !missing || p.Steps[0].Done {
-		t.Errorf("%+v", p.Steps)
+	// What cannot be done keeps nothing else from being done, be it before or after.
+	p = plan("register: {reno: {from: reno.bpf.o}, ccs_b: {from: reno.bpf.o}}\nuse: [{cc: ccs_none, netns: NS}, {cc: ccs_b, netns: nowhere}, {cc: ccs_a, netns: NS, route: 203.0.113.0/24}]",
+		"register >", "replace >reno.bpf.o: other code", "use ccs_a>ccs_none", "use >", "use >ccs_a")
+	err = p.Apply()
+	_, taken := errors.AsType[*registry.TakenError](err)
+	_, missing := errors.AsType[*registry.NotFoundError](err)
+	if !taken || !missing || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the error has not all: %v", err)
 	}
-	_, err = parse("register: {reno: {from: reno.bpf.o}}").Plan(objects{})
-	if _, taken := errors.AsType[*registry.TakenError](err); !taken || !strings.HasPrefix(err.Error(), "f:1:12: ") {
-		t.Errorf("the kernel's own name: %v", err)
+	for i, want := range []string{"f:1:12: ", "", "f:2:7: ", "f:2:", "f:2:"} {
+		s := p.Steps[i]
+		if s.Done != (want == "") || !strings.HasPrefix(s.Error, want) || want == "" && s.Error != "" {
+			t.Errorf("step %d: %+v", i, s)
+		}
 	}
 }
 
