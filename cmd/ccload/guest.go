@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"runtime"
 	"slices"
@@ -140,12 +139,8 @@ func runJob(ctx context.Context) error {
 		}
 	}
 	for _, name := range names {
-		err := provide(name, j.Objects)
-		if v, ok := errors.AsType[*structops.VerifierError](err); ok {
-			return hinted{err, refusedHint(v, "ccload verify FILE.o --kernel K --log prints the whole log of the verifier")}
-		}
-		if err != nil {
-			return err
+		if err := provide(name, j.Objects); err != nil {
+			return refusedHere(err)
 		}
 	}
 	results := &vm.Results{}
@@ -166,10 +161,7 @@ func provide(name string, objects map[string]object) error {
 		}
 		o = object{File: a.Object(), Map: a.Name}
 	}
-	if err := o.register(name); err != nil {
-		return fmt.Errorf("register %q: %w", name, err)
-	}
-	return nil
+	return o.register(name)
 }
 
 // openKernels finds the guests' kernels.
@@ -195,11 +187,7 @@ func (a *app) runInGuests(ctx context.Context, f *runFlags, tasks []task) ([]*tr
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range slices.Sorted(maps.Keys(objects)) {
-		if spec, err := structops.Parse(objects[name].File); err == nil {
-			a.warn(spec.Warnings)
-		}
-	}
+	a.warnOf(objects, f.cc)
 	var most int64
 	for _, t := range tasks {
 		for _, f := range t.exp.Flows {

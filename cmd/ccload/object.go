@@ -49,9 +49,31 @@ func (o *object) open() (*structops.Spec, *structops.Ops, error) {
 func (o *object) register(name string) error {
 	spec, ops, err := o.open()
 	if err != nil {
-		return err
+		return fmt.Errorf("register %q: %w", name, err)
 	}
 	_, err = registry.Register(spec, registry.Options{Map: ops.Map, Name: name})
+	return err
+}
+
+// warnOf says what is to be said of the objects of the names that are run, once.
+func (a *app) warnOf(objects map[string]object, names []string) {
+	var warnings []string
+	for _, name := range names {
+		if o, ok := objects[name]; ok {
+			if spec, err := structops.Parse(o.File); err == nil {
+				warnings = append(warnings, spec.Warnings...)
+			}
+		}
+	}
+	slices.Sort(warnings)
+	a.warn(slices.Compact(warnings))
+}
+
+// refusedHere adds to a refusal how to see the log, for verbs that do not print it.
+func refusedHere(err error) error {
+	if v, ok := errors.AsType[*structops.VerifierError](err); ok {
+		return hinted{err, refusedHint(v, "ccload verify FILE.o --log prints the whole log of the verifier, of another kernel with --kernel K")}
+	}
 	return err
 }
 

@@ -232,11 +232,12 @@ func (a *app) runHere(ctx context.Context, f *runFlags, tasks []task) (runs []*t
 	if err != nil {
 		return nil, err
 	}
+	a.warnOf(objects, f.cc)
 	for _, name := range f.cc {
 		if o, ok := objects[name]; ok {
 			l, err := o.hold(name)
 			if err != nil {
-				return nil, fmt.Errorf("run %q: %w", name, err)
+				return nil, fmt.Errorf("run %q: %w", name, refusedHere(err))
 			}
 			defer l.Close()
 			continue
