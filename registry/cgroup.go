@@ -312,7 +312,7 @@ func (g *liveGroup) selections(name string) (found []Selection) {
 	}
 	for i, a := range arms {
 		found = append(found, Selection{
-			Kind: byGroup, Name: a.Name, Target: name, Share: float64(a.Weight) / total,
+			Kind: byGroup, By: byCcload, Name: a.Name, Target: name, Share: float64(a.Weight) / total,
 			Chosen: &g.count.Chosen[i], Failed: &g.count.Failed[i],
 		})
 	}

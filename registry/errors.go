@@ -23,11 +23,15 @@ var ErrInitialOnly = errors.New("the list of allowed congestion controls can be 
 
 // NotFoundError says that the kernel has no congestion control of that name.
 type NotFoundError struct {
-	Name    string
-	Nearest string // what may have been meant; "" if nothing is near
+	Name     string
+	Nearest  string   // what may have been meant; "" if nothing is near
+	Selected []string // places where it is selected all the same; only Lookup looks for them
 }
 
 func (e *NotFoundError) Error() string {
+	if len(e.Selected) > 0 {
+		return "the kernel has no congestion control of that name, but it is selected for " + strings.Join(e.Selected, ", ")
+	}
 	if e.Nearest != "" {
 		return fmt.Sprintf("the kernel has no congestion control of that name; did you mean %q?", e.Nearest)
 	}
@@ -62,6 +66,7 @@ func (e *Entry) what() string {
 type InUseError struct {
 	Namespaces []string // whose default it is: names, "pid N", or "this one"
 	Places     []string // routes and control groups
+	Foreign    []string // those of all these that nobody has selected who shares the bpffs here
 }
 
 func (e *InUseError) Error() string {
@@ -71,6 +76,9 @@ func (e *InUseError) Error() string {
 	}
 	if len(e.Places) > 0 {
 		in = append(in, "it is selected for "+strings.Join(e.Places, ", "))
+	}
+	if len(e.Foreign) > 0 {
+		in = append(in, "of these not by a ccload that shares the bpffs here: "+strings.Join(e.Foreign, ", "))
 	}
 	return strings.Join(in, "; ")
 }

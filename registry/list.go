@@ -102,13 +102,19 @@ func List() (entries []*Entry, warnings []string, err error) {
 	for _, e := range entries {
 		e.Sockets, e.Selected = seen.count[e.Name], seen.selections[e.Name]
 	}
-	return entries, append(warnings, more...), nil
+	return entries, slices.Concat(warnings, more, seen.missing(entries)), nil
 }
 
 // Lookup describes one congestion control whole. A name that the kernel does
 // not know gives a *NotFoundError.
 func Lookup(name string) (_ *Details, warnings []string, err error) {
 	e, err := find(name)
+	if gone, ok := errors.AsType[*NotFoundError](err); ok {
+		seen, _ := survey("")
+		for _, sel := range seen.selections[name] {
+			gone.Selected = append(gone.Selected, sel.Place())
+		}
+	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("congestion control %q: %w", name, err)
 	}
@@ -355,6 +361,8 @@ type seen struct {
 	selections map[string][]Selection
 	count      map[string]int
 	sockets    []Socket // of the one name that they are wanted of: there may be very many
+	journal    map[key]value
+	blind      bool // the journal cannot be read
 }
 
 // survey goes through every network namespace that it can see. What it cannot
@@ -365,6 +373,9 @@ func survey(name string) (*seen, []string) {
 		defaults: map[string][]namespace{}, routes: map[string][]namespace{},
 		selections: map[string][]Selection{}, count: map[string]int{},
 	}
+	var jerr error
+	s.journal, jerr = readJournal()
+	s.blind = jerr != nil
 	visible, err := netns.List("/")
 	if err != nil {
 		return s, []string{err.Error()}
@@ -407,12 +418,14 @@ func (s *seen) look(n namespace, name string) error {
 		return err
 	}
 	s.defaults[def] = append(s.defaults[def], n)
-	s.add(Selection{Kind: byDefault, Name: def, Namespace: n.label()})
 	routes, err := routeSelections(n.label())
 	if err != nil {
 		return err
 	}
-	s.add(routes...)
+	for _, sel := range append([]Selection{{Kind: byDefault, Name: def, Namespace: n.label()}}, routes...) {
+		sel.By = s.whose(n.Inode, &sel)
+		s.add(sel)
+	}
 	for _, r := range routes {
 		if in := s.routes[r.Name]; len(in) == 0 || in[len(in)-1].Inode != n.Inode {
 			s.routes[r.Name] = append(in, n)

@@ -27,6 +27,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 
 	"ccload/internal/tcpca"
 	"ccload/structops"
@@ -128,7 +129,7 @@ func Register(spec *structops.Spec, o Options) (*Registration, error) {
 	}
 	return &Registration{
 		Name: ops.Name, MapID: link.MapID(), LinkID: link.LinkID(), Pin: path, Map: ops.Map, MapPins: mapPins(o.MapPins).paths(obj),
-		Warnings: append(warnings, spec.Warnings...),
+		Warnings: slices.Concat(warnings, apart(link.LinkID() != 0), spec.Warnings),
 	}, nil
 }
 

@@ -19,6 +19,9 @@ func (s *seen) inUse(name string) *InUseError {
 		if sel.Kind != byDefault {
 			e.Places = append(e.Places, sel.Place())
 		}
+		if sel.By == "" {
+			e.Foreign = append(e.Foreign, sel.Place())
+		}
 	}
 	if len(e.Namespaces)+len(e.Places) == 0 {
 		return nil

@@ -167,7 +167,7 @@ func (o *Restored) route(t target, v *value, warning *string) error {
 		return nil
 	}
 	if name, _, _ := strings.Cut(o.To, " "); name != "" {
-		if _, err := autoload(name); err != nil {
+		if err := Require(name); err != nil {
 			return err
 		}
 	}

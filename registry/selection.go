@@ -15,6 +15,7 @@ type Selection struct {
 	Name      string  `json:"name"`
 	Namespace string  `json:"namespace,omitempty"` // of a default or route: name, "pid N", or "this one"
 	Target    string  `json:"target,omitempty"`    // the route's prefix; the control group, below the root of its hierarchy
+	By        string  `json:"by,omitempty"`        // "ccload", or "not known"; absent: somebody else, or a ccload with another bpffs
 	Lock      bool    `json:"lock,omitempty"`      // of a route: sockets may not choose another
 	Share     float64 `json:"share,omitempty"`     // of a group's connections, 0 to 1
 	Chosen    *uint64 `json:"chosen,omitempty"`    // connections of a group that got it
@@ -30,6 +31,12 @@ const (
 
 // kinds is their order.
 var kinds = []string{byDefault, byRoute, byGroup}
+
+// Who has made a selection, if it was not somebody else.
+const (
+	byCcload  = "ccload"
+	byUnknown = "not known" // the caller may not know
+)
 
 // thisOne is what the caller's own network namespace is called.
 const thisOne = "this one"

@@ -135,7 +135,7 @@ func autoload(name string) (allowed bool, err error) {
 // notFound is the error that the kernel has no congestion control of a name.
 func notFound(name string) error {
 	names, _ := available()
-	return &NotFoundError{name, Nearest(name, names)}
+	return &NotFoundError{Name: name, Nearest: Nearest(name, names)}
 }
 
 func setDefault(root, name string) error { return write(root, sysctlDefault, name) }

@@ -407,14 +407,20 @@ type Restored struct {
 // Restore puts back what was there before the selections that this package has
 // made in all network namespaces that the caller can see, whichever process made
 // them; and before sockets that were open were moved. What somebody else has changed
-// since is left as it is, and said in the warnings. What fails stays to be restored.
+// since is left as it is, and said in the warnings; so is, where there is nothing to put
+// back, what others have selected. What fails stays to be restored.
 func Restore() (*Restoration, error) {
 	defer change.Together()()
 	r, err := restore(func(key) bool { return true }, func(uint64) bool { return true })
 	if r == nil {
 		return nil, err
 	}
-	return r, errors.Join(err, locked(r.allSockets))
+	err = errors.Join(err, locked(r.allSockets))
+	if len(r.Restored)+len(r.Warnings) == 0 && r.Sockets == nil && err == nil {
+		seen, _ := survey("")
+		r.Warnings = seen.foreign()
+	}
+	return r, err
 }
 
 // RestoreDefault is Restore for the default of a network namespace; nil means the
@@ -540,7 +546,7 @@ func (o *Restored) namespaceDefault(j *journal, v *value, warning *string) error
 		*warning = left(now)
 		return nil
 	}
-	if _, err := autoload(o.To); err != nil {
+	if err := Require(o.To); err != nil {
 		return err
 	}
 	// It may not have been an allowed one: a new network namespace has what the

@@ -4,6 +4,7 @@ package main
 
 import (
 	"cmp"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -64,7 +65,12 @@ func counts(selected []registry.Selection) string {
 // selections prints where a congestion control is selected.
 func (a *app) selections(selected []registry.Selection) {
 	w := a.table()
-	w.row("  PLACE", "NAME", "SHARE", "CHOSEN", "FAILED")
+	head := []string{"  PLACE", "NAME", "SHARE", "CHOSEN", "FAILED"}
+	others := slices.ContainsFunc(selected, func(s registry.Selection) bool { return s.By == "" })
+	if others {
+		head = append(head, "BY")
+	}
+	w.row(head...)
 	for _, s := range selected {
 		name, share, chosen, failed := s.Name, "", "", ""
 		if s.Lock {
@@ -74,7 +80,11 @@ func (a *app) selections(selected []registry.Selection) {
 			share = strconv.FormatFloat(100*s.Share, 'g', 4, 64) + " %"
 			chosen, failed = strconv.FormatUint(*s.Chosen, 10), strconv.FormatUint(*s.Failed, 10)
 		}
-		w.row("  "+s.Place(), name, share, chosen, failed)
+		cells := []string{"  " + s.Place(), name, share, chosen, failed}
+		if others {
+			cells = append(cells, cmp.Or(s.By, "others"))
+		}
+		w.row(cells...)
 	}
 	w.Flush()
 }

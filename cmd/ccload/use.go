@@ -146,6 +146,9 @@ func (a *app) useWhere(f *useFlags, name string) error {
 		}
 		defer ns.Close()
 	}
+	if name != "" && registry.Apart() {
+		a.warn([]string{"the bpffs here is not that of process 1: only here is it known how to go back"})
+	}
 	switch {
 	case f.open:
 		return a.useSockets(ns, f, name)
