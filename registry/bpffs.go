@@ -48,8 +48,6 @@ type RefusedError struct {
 
 func (e *RefusedError) Error() string { return fmt.Sprintf("refusing %s: %s; %s", e.Path, e.Why, e.Do) }
 
-func (e *RefusedError) Is(target error) bool { return target == fs.ErrPermission }
-
 // openDir opens a directory of ours, and proves it and those above it.
 func openDir(path string) (*dir, error) { return walkDir(path, (*dir).sub) }
 

@@ -71,7 +71,7 @@ func pin(l *structops.Link, name string) (path string, stale bool, err error) {
 	if errors.Is(err, fs.ErrExist) {
 		stale = true
 		if err := unpinStale(path); err != nil {
-			return "", false, fmt.Errorf("stale pin: %w", err)
+			return "", false, err
 		}
 		err = newPin(path, l.Pin)
 	}
