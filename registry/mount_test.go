@@ -71,7 +71,12 @@ func TestOtherMount(t *testing.T) {
 	if _, err := Unregister(name, UnregisterOptions{}); err == nil || !strings.HasSuffix(err.Error(), "of these not by a ccload that shares the bpffs here: default") {
 		t.Error(err)
 	}
-	if err := newPin(undoPath, j.Pin); err != nil {
+	again, err := j.Clone() // which does not know that it was pinned
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if err := newPin(undoPath, again.Pin); err != nil {
 		t.Fatal(err)
 	}
 
