@@ -36,13 +36,14 @@ check-generated: generate
 	@git diff --exit-code --stat -- '*.bpf.o' && test -z "$$(git status --porcelain -- '*.bpf.o')" || \
 		{ echo "the committed BPF objects are not what their sources give: run make generate" >&2; exit 1; }
 
-# Runs the main job; whatever happens, the name is taken out again.
+# Runs the main job; whatever happens, the name is taken out again. On a machine that
+# is busy the run's own checks may fail (status 3): it says so, and the picture shows it.
 demo: build
 	@[ "$$(id -u)" = 0 ] || { echo "make demo registers a congestion control: run it as root" >&2; exit 1; }
 	@rm -rf results/demo; set -e; \
 	build/ccload register bpf_cubic; \
 	trap 'build/ccload unregister bpf_cubic' EXIT; trap 'exit 130' INT TERM; \
-	build/ccload run --cc bpf_cubic,cubic --rate 20mbit --rtt 40ms --buffer 1bdp --duration 20s -o results/demo; \
+	build/ccload run --cc bpf_cubic,cubic --rate 20mbit --rtt 40ms --buffer 1bdp --duration 20s -o results/demo || [ $$? = 3 ]; \
 	build/ccload plot results/demo -o results/demo.png
 
 # Privileged tests take turns at the kernel, so packages run one by one. On Debian
