@@ -51,6 +51,10 @@ func faults(fails func(n int) bool, args ...string) (status int, steps []string,
 func TestFaults(t *testing.T) {
 	kerneltest.Privileged(t)
 	ns, group, plain := place(t)
+	was, err := registry.Default(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
 	const name = "cct_f"
 	dir := t.TempDir()
 	wanted, extension := filepath.Join(dir, "wanted.yaml"), "../../bpf/examples/gentle.bpf.o"
@@ -105,8 +109,8 @@ use:
 		{name: "unregister without link", before: commands{{"register", plain, "--as", name}}, verb: gone, undo: commands{{"register", plain, "--as", name}}, after: commands{gone}},
 		{name: "unregister with an extension", before: commands{cubic, {"extend", name, "backoff", extension}}, verb: gone, undo: commands{cubic, {"extend", name, "backoff", extension}}, after: commands{gone}, long: true},
 		{name: "unregister and reset", before: append(commands{registered}, selected...), verb: append(gone, "--reset", "reno"), undo: slices.Concat(commands{back, registered}, selected), after: commands{back, gone}, guest: true},
-		{name: "unregister and reset to what was there", before: append(commands{registered, use(append(at, "reno")...)}, selected...), verb: append(gone, "--reset", "reno"),
-			undo: slices.Concat(commands{back, registered, use(append(at, "reno")...)}, selected), after: commands{back, gone}},
+		{name: "unregister and reset to what was there", before: append(commands{registered}, selected...), verb: append(gone, "--reset", was),
+			undo: slices.Concat(commands{back, registered}, selected), after: commands{back, gone}},
 		{name: "replace", before: commands{cubic, selected[0], listener}, verb: []string{"replace", name, "bpf_cubic", "--set", "c=0.6"}, undo: commands{{"replace", name, "bpf_cubic", "--set", "c=0.4"}}, after: commands{back, gone}},
 		{name: "replace and migrate", before: commands{cubic, listener}, verb: []string{"replace", name, "bpf_cubic", "--set", "c=0.6", "--migrate"}, undo: commands{{"replace", name, "bpf_cubic", "--migrate", "--set", "c=0.4"}}, after: commands{back, gone}},
 		{name: "replace without link", before: append(commands{{"register", plain, "--as", name, "--allow"}}, selected...), verb: []string{"replace", name, plain, "--set", "c=600"}, undo: commands{{"replace", name, plain, "--set", "c=410"}}, after: commands{back, gone}, guest: true, swept: true},
@@ -237,6 +241,7 @@ func lookAround(t *testing.T, ns *netns.NS, group string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	slices.SortFunc(live, func(a, b *structops.Info) int { return strings.Compare(a.Name, b.Name) })
 	names := map[string]uint32{}
 	for _, i := range live {
 		if !i.Registered() || !strings.HasPrefix(i.Name, "cct") {
