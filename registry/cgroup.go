@@ -266,6 +266,9 @@ func readGroup(l link.Link) (*liveGroup, error) {
 	if err != nil {
 		return nil, err
 	}
+	if about.Name != "choose" {
+		return nil, fmt.Errorf("program %q is not ccload's", about.Name)
+	}
 	ids, _ := about.MapIDs()
 	for _, id := range ids {
 		if err := g.read(id); err != nil {

@@ -576,6 +576,16 @@ func TestHolders(t *testing.T) {
 	if err := l.Close(); err != nil || !registered(t, "so_basic") {
 		t.Fatalf("the pin does not hold it: %v", err)
 	}
+	other := filepath.Join(t.TempDir(), "so_basic") // where a link that was changed meanwhile may lead
+	if err := os.WriteFile(other, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := removeHeld(other, l.LinkID()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(other); err != nil {
+		t.Errorf("what is no pin of it is removed: %v", err)
+	}
 	if err := unpin(l.LinkID()); err != nil {
 		t.Fatal(err)
 	}

@@ -119,7 +119,7 @@ func unpin(link uint32) error {
 	}
 	defer unix.Close(fd)
 	for i, p := range held.Pins {
-		if err := removePin(p); err != nil {
+		if err := removeHeld(p, link); err != nil {
 			for _, removed := range held.Pins[:i] {
 				err = errors.Join(err, pin(fd, removed), os.Chmod(removed, 0o600))
 			}
@@ -127,6 +127,21 @@ func unpin(link uint32) error {
 		}
 	}
 	return nil
+}
+
+// removeHeld removes a file if it is a pin of the link. Others may be able to change what
+// is on the way there: it is looked at and removed in one and the same directory.
+func removeHeld(path string, link uint32) error {
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	at := fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
+	if pinnedLink(at) != link {
+		return nil
+	}
+	return removePin(at)
 }
 
 // processes finds who has a link open; proc is where procfs is mounted. What
