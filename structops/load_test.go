@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"ccload/internal/fault"
 	"ccload/internal/kerneltest"
 	"ccload/internal/netns"
 
@@ -805,5 +806,51 @@ func TestFallback(t *testing.T) {
 	var fell uint32
 	if err := o.coll.Variables["so_fell"].Get(&fell); err != nil || fell != 2 {
 		t.Errorf("%d fell, want both ends of the first, %v", fell, err)
+	}
+}
+
+// Where the kernel cannot detach a link (before 6.11) its pins are removed: all, or in the
+// end none.
+func TestUnpinFails(t *testing.T) {
+	kerneltest.Privileged(t)
+	if !hasLinks(t) {
+		t.Skip("no links")
+	}
+	dir := bpffs(t)
+	l := mustAttach(t, mustLoad(t, mustParse(t, "basic")), "")
+	paths := []string{filepath.Join(dir, "so_a"), filepath.Join(dir, "so_b")}
+	for _, p := range paths {
+		if err := l.Pin(p); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.Remove(p) })
+	}
+	l.Close() // the pins hold it
+	info, err := Inspect(l.MapID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := errors.New("refused")
+	restore := fault.Set(func(step string) error {
+		switch step {
+		case "detach BPF link":
+			return unix.EOPNOTSUPP
+		case "remove so_b":
+			return refused
+		}
+		return nil
+	})
+	err = Unregister(info)
+	restore()
+	if !errors.Is(err, refused) || !registered(t, "so_basic") {
+		t.Errorf("registered: %v, %v", registered(t, "so_basic"), err)
+	}
+	for _, p := range paths {
+		if st, err := os.Stat(p); err != nil || st.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", p, st, err)
+		}
+	}
+	if err := Unregister(info); err != nil {
+		t.Error(err)
 	}
 }
