@@ -34,7 +34,7 @@ var events = []struct {
 	{"CE marks", func(l trace.LinkSample) uint64 { return l.Marks }, func(c draw.Canvas, x, y vg.Length) {
 		c.DrawGlyph(draw.GlyphStyle{Color: markColor, Radius: 0.5 * vg.Millimeter, Shape: draw.CircleGlyph{}}, vg.Point{X: x, Y: y})
 	}},
-	{"losses on purpose", func(l trace.LinkSample) uint64 { return l.Losses }, func(c draw.Canvas, x, y vg.Length) {
+	{"injected losses", func(l trace.LinkSample) uint64 { return l.Losses }, func(c draw.Canvas, x, y vg.Length) {
 		const r = 0.6 * vg.Millimeter
 		ls := draw.LineStyle{Color: lossColor, Width: vg.Points(0.7)}
 		c.StrokeLine2(ls, x-r, y-r, x+r, y+r)

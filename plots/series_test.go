@@ -265,14 +265,14 @@ func TestMedian(t *testing.T) {
 	}
 }
 
-// Losses on purpose, drops and marks are three things.
+// Injected losses, drops and marks are three things.
 func TestEvents(t *testing.T) {
 	r := result("cubic", 100)
 	for i := range r.Links {
 		r.Links[i].Losses, r.Links[i].Marks = uint64(i/3000), uint64(i/4000)
 	}
 	w := saved(t, r)
-	for _, want := range []string{"drops", "losses on purpose", "CE marks"} {
+	for _, want := range []string{"drops", "injected losses", "CE marks"} {
 		if !w[want] {
 			t.Errorf("no legend for %s", want)
 		}
@@ -285,8 +285,8 @@ func TestEvents(t *testing.T) {
 	for i := range r.Links {
 		r.Links[i].Losses, r.Links[i].Drops = r.Links[i].Drops, 0
 	}
-	if w := saved(t, r); w["drops"] || !w["losses on purpose"] {
-		t.Error("losses on purpose are called drops")
+	if w := saved(t, r); w["drops"] || !w["injected losses"] {
+		t.Error("injected losses are called drops")
 	}
 }
 

@@ -85,7 +85,7 @@ kept up, and every flow sent something. The status is 3 if a check fails.`,
 	fl.StringVar(&f.rtt, "rtt", "40ms", "two-way delay of the empty link, a `TIME`: us, ms, s")
 	fl.StringVar(&f.buffer, "buffer", "1bdp", "`SIZE` of the bottleneck's buffer: 1bdp, 100p (packets), 150kb")
 	fl.StringVar(&f.mtu, "mtu", "1500", "`BYTES` of the link's largest packets, 576 to 9000")
-	fl.StringVar(&f.loss, "loss", "", "`LOSS` on purpose: 0.01% at random, or exactly 1/10000")
+	fl.StringVar(&f.loss, "loss", "", "inject `LOSS`: 0.01% at random, or exactly 1/10000")
 	fl.StringVar(&f.ecn, "ecn", "", "mark CE when more than `N` packets wait, such as 20p")
 	fl.IntVar(&f.flows, "flows", 1, "`N` flows of each congestion control")
 	fl.StringVar(&f.duration, "duration", "20s", "`TIME` that the flows send")

@@ -176,7 +176,7 @@ func sawtoothModel(g growth) func(trace.Link, int) (*expectation, error) {
 		wmax := bdp(l) + float64(l.Buffer)
 		switch {
 		case l.Loss != (trace.Loss{}) || l.ECN > 0:
-			return nil, errors.New("the link loses packets on purpose, or marks them")
+			return nil, errors.New("the link injects losses, or marks packets")
 		case flows != 1:
 			return nil, fmt.Errorf("it is of one flow, not %d", flows)
 		case g.beta*wmax < 0.97*bdp(l):
