@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,14 +20,15 @@ import (
 // machine watches what else than the link shaped a run: once a second what the
 // kernel has counted, and all the time whether this process runs when it wants to.
 type machine struct {
-	start    int64
-	now      func() int64
-	unseen   func() (uint64, error)
-	lost     func() (uint64, error)
-	threads  []int // of the link
-	stat     *os.File
-	readings []reading
-	gaps     *link.Overdue
+	start      int64
+	now        func() int64
+	unseen     func() (uint64, error)
+	lost       func() (uint64, error)
+	threads    []int // of the link
+	processors int   // of the machine, whether this process may use them or not
+	stat       *os.File
+	readings   []reading
+	gaps       *link.Overdue
 
 	stop    chan struct{}
 	watches sync.WaitGroup
@@ -61,7 +63,10 @@ func watchMachine(x *experiment) (*machine, error) {
 	if m.stat, err = os.Open("/proc/stat"); err != nil {
 		return nil, fmt.Errorf("watch the machine: %w", err)
 	}
-	if err := m.read(); err != nil {
+	if m.processors, err = processors("/"); err == nil {
+		err = m.read()
+	}
+	if err != nil {
 		m.stat.Close()
 		return nil, fmt.Errorf("watch the machine: %w", err)
 	}
@@ -137,6 +142,17 @@ func (m *machine) read() (err error) {
 	return errors.Join(uerr, lerr)
 }
 
+// processors counts those that /proc/stat sums up; root is where proc/ is.
+func processors(root string) (n int, err error) {
+	b, err := os.ReadFile(filepath.Join(root, "proc/stat"))
+	for line := range strings.Lines(string(b)) {
+		if rest, ok := strings.CutPrefix(line, "cpu"); ok && rest[0] != ' ' {
+			n++
+		}
+	}
+	return max(n, 1), err
+}
+
 // parseStat reads the first line of /proc/stat: ticks of all processors.
 func parseStat(b []byte) (busy, steal, total uint64, err error) {
 	line, _, _ := bytes.Cut(b, []byte("\n"))
@@ -208,8 +224,9 @@ const (
 	// hundred flows takes from the one processor of a guest.
 	spoiledShare = 0.10
 	// A packet that is late by an RTT takes twice as long as on the link that was asked
-	// for: a window's worth of ACKs comes at once. Where no RTT was asked for, a
-	// millisecond.
+	// for: a window's worth of ACKs comes at once. On links shorter than a millisecond
+	// one packet may be that late, which wake-ups of an idle machine are now and then; if
+	// many are, their median tells.
 	spoiledLeast = time.Millisecond
 	// A process that does not run is not missed for as long as the kernel has something
 	// of it to send, which is about a window more than is under way; and once in a
@@ -283,10 +300,7 @@ func (m *machine) disturbances(processors int, rtt float64, ran time.Duration, l
 		a, b := &m.readings[0], &m.readings[k]
 		sum.Busy, sum.Steal = busy(a, b, sum.Processors), share(b.steal-a.steal, b.total-a.total)
 	}
-	longest := rtt
-	if longest == 0 {
-		longest = spoiledLeast.Seconds()
-	}
+	longest := max(rtt, spoiledLeast.Seconds())
 	percent := func(v float64) string { return fmt.Sprintf("%.0f %%", 100*v) }
 	for _, s := range seconds {
 		if s.Busy != nil {

@@ -187,8 +187,9 @@ func TestCheckSilent(t *testing.T) {
 	run := func(silent, incomplete bool) *experiment {
 		x := &experiment{Experiment: trace.Experiment{Silent: silent, Flows: make([]trace.Flow, 5)}, run: &trace.Run{Incomplete: incomplete}}
 		for i := range x.Flows {
-			x.run.Flows = append(x.run.Flows, trace.FlowResult{ID: i + 1, Unconnected: i > 0, Bytes: uint64(i)})
+			x.run.Flows = append(x.run.Flows, trace.FlowResult{ID: i + 1, Unconnected: i > 0, Bytes: uint64(i), Duration: 1})
 		}
+		x.run.Flows = append(x.run.Flows, trace.FlowResult{ID: 6}) // its turn never came
 		x.checkSilent()
 		return x
 	}

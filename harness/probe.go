@@ -51,7 +51,7 @@ func probe(ctx context.Context, sender, receiver *netns.NS, cfg trace.Link) (m t
 	defer context.AfterFunc(ctx, func() { s.Close(); r.Close() })()
 
 	to := &net.UDPAddr{IP: link.ReceiverAddr.AsSlice(), Port: probePort}
-	rtt, err := probeRTT(sender, cfg)
+	rtt, err := probeRTT(ctx, sender, cfg)
 	if err == nil {
 		m.RTT = &rtt
 		m.Rate, err = probeRate(s, r, to, cfg)
@@ -88,13 +88,14 @@ func listenUDP(ns *netns.NS, ip netip.Addr) (c *net.UDPConn, err error) {
 // answers echo requests by itself and the one at this end stamps the answers, so
 // neither waits for a process to be woken. The time on the wire of the probe
 // itself is not part of the link's.
-func probeRTT(sender *netns.NS, cfg trace.Link) (rtt float64, err error) {
+func probeRTT(ctx context.Context, sender *netns.NS, cfg trace.Link) (rtt float64, err error) {
 	err = sender.Do(func() error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
 		if err != nil {
 			return err
 		}
 		defer unix.Close(fd)
+		defer context.AfterFunc(ctx, func() { unix.Shutdown(fd, unix.SHUT_RD) })()
 		limit := unix.NsecToTimeval(int64((2*cfg.RTT + 1) * 1e9))
 		if err := errors.Join(
 			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1),
@@ -142,6 +143,9 @@ func echo(fd, seq int) (float64, error) {
 		}
 		if err != nil {
 			return 0, fmt.Errorf("no answer: %w", err)
+		}
+		if n == 0 { // shut down
+			return 0, errors.New("no answer")
 		}
 		if n < 28 { // IPv4 header and ICMP's
 			continue

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	"runtime"
 	"slices"
 	"strings"
 
@@ -119,7 +118,7 @@ func (x *experiment) summarise() {
 		r.Sampling.Events += w.sampled.Events
 		res := trace.FlowResult{
 			ID: f.ID, CC: f.CC, Start: x.starts[i].Seconds(), Duration: end.Duration.Seconds(),
-			Bytes: end.Bytes, Retransmits: end.Retransmits, Unconnected: !end.Connected,
+			Bytes: end.Bytes, Retransmits: end.Retransmits, Unconnected: !end.Connected && end.Duration > 0,
 			LossEpisodes: w.losses.Episodes(), Timeouts: max(w.losses.Timeouts(), end.Timeouts),
 		}
 		w.end(res.Start + res.Duration)
@@ -147,10 +146,10 @@ func (x *experiment) summarise() {
 	if x.Link.Loss != (trace.Loss{}) && c.Losses == 0 {
 		x.warn("loss was asked for, but none of %s was lost", counted(int(c.Enqueued), "packet"))
 	}
-	disturbances, machine := x.machine.disturbances(runtime.NumCPU(), x.Link.RTT, x.ran, x.end.Late)
+	disturbances, machine := x.machine.disturbances(x.machine.processors, x.Link.RTT, x.ran, x.end.Late)
 	r.Disturbances, r.Machine = disturbances, &machine
 	x.check()
-	if r.Sampling.Ack == 0 {
+	if x.ack == nil {
 		x.warn("loss episodes are counted from samples %g ms apart, which may miss some", x.Interval*1e3)
 	}
 	// The first comes one interval after the start, the last may be just about to come.
@@ -245,6 +244,7 @@ func (x *experiment) checkSilent() {
 	var unconnected, nothing []int
 	for _, f := range x.run.Flows {
 		switch {
+		case f.Duration == 0: // its turn never came
 		case f.Unconnected:
 			unconnected = append(unconnected, f.ID)
 		case f.Bytes == 0:

@@ -242,7 +242,9 @@ func fill(samples, diag []trace.Sample, interval float64) []trace.Sample {
 func lasted(r *trace.Result) float64 {
 	var end float64
 	for _, f := range r.Run.Flows {
-		end = max(end, f.Start+f.Duration)
+		if f.Duration > 0 { // or its turn never came
+			end = max(end, f.Start+f.Duration)
+		}
 	}
 	if n := len(r.Samples); n > 0 {
 		end = max(end, r.Samples[n-1].Time)

@@ -90,7 +90,7 @@ kept up, and every flow sent something. The status is 3 if a check fails.`,
 	fl.IntVar(&f.flows, "flows", 1, "`N` flows of each congestion control")
 	fl.StringVar(&f.duration, "duration", "20s", "`TIME` that the flows send")
 	fl.Uint64Var(&f.seed, "seed", 1, "`N`, from which all that is random comes")
-	fl.StringVar(&f.jitter, "jitter", "", "`TIME` by which the start of each flow is put off at most, by the seed; 0s: not at all (default one RTT)")
+	fl.StringVar(&f.jitter, "jitter", "", "delay each flow's start by a random `TIME` of at most this, from the seed; 0s for none (default one RTT)")
 	fl.IntVar(&f.repeat, "repeat", 1, "`N` runs of each, the seed one more each time")
 	fl.StringVar(&f.interval, "interval", "10ms", "`TIME` between samples of every socket")
 	fl.StringVar(&f.perAck, "per-ack", "auto", "sample on every ACK too: `auto`, on or off")

@@ -147,7 +147,7 @@ func (a *app) useWhere(f *useFlags, name string) error {
 		defer ns.Close()
 	}
 	if name != "" && registry.Apart() {
-		a.warn([]string{"the bpffs here is not that of process 1: only here is it known how to go back"})
+		a.warn([]string{"this bpffs is not that of process 1: the selection can be undone only from this mount namespace"})
 	}
 	switch {
 	case f.open:

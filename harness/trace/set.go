@@ -4,6 +4,7 @@ package trace
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -97,7 +98,7 @@ func CreateSet(dir string, runs []string) (_ *Set, err error) {
 	// Whoever comes first has it.
 	s.file, err = root.OpenFile(setFile, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
 	if errors.Is(err, fs.ErrExist) {
-		return nil, occupied(dir)
+		return nil, cmp.Or(occupied(dir), error(&OccupiedError{dir, "another run has just used it", ""}))
 	}
 	if err != nil {
 		return fail(err)
@@ -133,9 +134,12 @@ func (s *Set) Close(whole bool) error {
 		return nil
 	}
 	defer func() { s.file = nil }()
+	// Where its run.json could not be written, there are samples all the same.
 	if !slices.ContainsFunc(s.head.Runs, func(run string) bool {
-		_, err := os.Lstat(filepath.Join(s.dir, run, runFile))
-		return err == nil
+		return slices.ContainsFunc([]string{runFile, samplesFile}, func(file string) bool {
+			_, err := os.Lstat(filepath.Join(s.dir, run, file))
+			return err == nil
+		})
 	}) {
 		err := errors.Join(os.Remove(filepath.Join(s.dir, setFile)), s.file.Close())
 		removeDirs(s.dir, s.made)
