@@ -94,8 +94,25 @@ func (p mapPins) paths(obj *structops.Object) (paths []string) {
 	return paths
 }
 
+// pinCalls pins the maps through which the programs of an object call others, so that
+// they still do when the process has ended.
+func pinCalls(obj *structops.Object) error {
+	for name, m := range obj.Calls() {
+		info, err := m.Info()
+		if err != nil {
+			return fmt.Errorf("map %q: %w", name, err)
+		}
+		id, _ := info.ID()
+		if err := newPin(filepath.Join(mapDir, fmt.Sprintf("%s-%d", name, id)), m.Pin); err != nil {
+			return fmt.Errorf("map %q: %w", name, err)
+		}
+	}
+	return nil
+}
+
 // sweepMaps removes the pins of ccload's own maps that no congestion control uses, of
-// those that are registered, and says which.
+// those that are registered, and says which. Sockets may still call through a map that
+// one used which is not.
 func sweepMaps() (removed []string) {
 	names, _ := pinsIn(mapDir)
 	if len(names) == 0 {
@@ -108,7 +125,8 @@ func sweepMaps() (removed []string) {
 	used := map[uint32]bool{}
 	for _, i := range live {
 		for _, m := range i.Maps {
-			used[m.ID] = used[m.ID] || i.Registered()
+			calls := m.Type == ebpf.ProgramArray.String() && i.State == structops.StateToBeFree
+			used[m.ID] = used[m.ID] || i.Registered() || calls
 		}
 	}
 	for _, name := range names {

@@ -117,6 +117,37 @@ func TestMapPins(t *testing.T) {
 	}
 }
 
+// So is one that only a program uses which others call, or that is in another map; and
+// what is called stays.
+func TestMapPinsReached(t *testing.T) {
+	kerneltest.Privileged(t)
+	paths := []string{mapDir + "/so_inner", mapDir + "/so_seen"}
+	r := registerTheirs(t, "tail", Options{Name: "ccr_tails"})
+	if !slices.Equal(r.MapPins, paths) || !isPinned(paths[0]) || !isPinned(paths[1]) {
+		t.Errorf("%+v", *r)
+	}
+	e, err := find("ccr_tails")
+	if err != nil {
+		t.Fatal(err)
+	}
+	called := fmt.Sprintf("%s/so_jumps-%d", mapDir, e.info.Maps[0].ID)
+	m, err := openMap(called)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Close()
+	if n := len(e.info.Maps); n != 5 { // so_jumps, the record, so_outer, so_seen, so_inner
+		t.Errorf("maps: %+v", e.info.Maps)
+	}
+	if r, err := Replace("ccr_tails", theirs(t, "tail"), ReplaceOptions{}); err != nil || isPinned(called) || !isPinned(paths[0]) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	u, err := Unregister("ccr_tails", UnregisterOptions{})
+	if err != nil || !slices.Contains(u.Pins, paths[0]) || !slices.Contains(u.Pins, paths[1]) {
+		t.Errorf("%+v, %v", u, err)
+	}
+}
+
 // What fails, or was killed, leaves no map pinned; what others have pinned there is not
 // used unless it is as the object says.
 func TestMapPinsRefused(t *testing.T) {

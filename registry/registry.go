@@ -99,15 +99,18 @@ func Register(spec *structops.Spec, o Options) (*Registration, error) {
 		return fail(err)
 	}
 	defer unlock()
+	defer sweepMaps()
 	if shares {
 		spec.MapPins = mapPins(o.MapPins)
-		defer sweepMaps()
 		if obj, err = spec.Load(ops.Map); err != nil {
 			return fail(err)
 		}
 		defer obj.Close()
 	}
 	if err := free(ops.Name); err != nil { // somebody was faster
+		return fail(err)
+	}
+	if err := pinCalls(obj); err != nil {
 		return fail(err)
 	}
 	var path string

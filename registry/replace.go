@@ -159,6 +159,9 @@ func (r *Replacement) update(from *structops.Info, spec *structops.Spec, ops *st
 		return err
 	}
 	defer obj.Close()
+	if err := pinCalls(obj); err != nil {
+		return err
+	}
 	to, err := obj.Info(ops.Map)
 	if err != nil {
 		return err
@@ -262,6 +265,9 @@ func (r *Replacement) shadow(e *Entry, spec *structops.Spec, ops *structops.Ops,
 		return err
 	}
 	defer obj.Close()
+	if err := pinCalls(obj); err != nil {
+		return err
+	}
 	to, err := obj.Info(ops.Map)
 	if err != nil {
 		return err

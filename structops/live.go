@@ -28,7 +28,7 @@ type Info struct {
 	Members []Member
 	Params  []Param // of its programs, as far as they have BTF
 
-	Maps []Map // that its programs use, in the order of the programs
+	Maps []Map // that its programs use, in the order of the programs; also those reached through another map
 
 	byLink bool   // made for a link
 	record uint32 // map with what it was made of; 0: none
@@ -185,6 +185,9 @@ func (o *Object) Info(mapName string) (*Info, error) {
 		}
 		i.Members = append(i.Members, one)
 	}
+	if err := i.readReached(seen); err != nil {
+		return nil, fmt.Errorf("BPF maps: %w", permission("", err, looking...))
+	}
 	sortParams(i.Params)
 	return i, nil
 }
@@ -217,6 +220,9 @@ func (w *walk) read(fd int) (*Info, error) {
 		if err := i.readProgram(&i.Members[n], seen); err != nil {
 			return nil, err
 		}
+	}
+	if err := i.readReached(seen); err != nil {
+		return nil, err
 	}
 	sortParams(i.Params)
 	return i, nil
@@ -271,6 +277,9 @@ func structOpsLinks() (map[uint32]uint32, error) {
 	return links, err
 }
 
+// maxMaps is the most maps that a program can use (MAX_USED_MAPS).
+const maxMaps = 64
+
 // readProgram fills in a member, and the parameters of constant maps not seen
 // before.
 func (i *Info) readProgram(m *Member, seen map[uint32]bool) error {
@@ -279,7 +288,7 @@ func (i *Info) readProgram(m *Member, seen map[uint32]bool) error {
 		return err
 	}
 	defer unix.Close(fd)
-	var ids [64]uint32 // the most maps that a program can use (MAX_USED_MAPS)
+	var ids [maxMaps]uint32
 	var fn struct{ offset, typ uint32 }
 	info := progInfo{
 		NumMaps: uint32(len(ids)), Maps: unsafe.Pointer(&ids),
@@ -305,6 +314,89 @@ func (i *Info) readProgram(m *Member, seen map[uint32]bool) error {
 		}
 	}
 	return nil
+}
+
+// readReached adds the maps that are reached through others: those in them, and those of
+// the programs in them. What goes while it is looked at is passed over.
+func (i *Info) readReached(seen map[uint32]bool) error {
+	for n := 0; n < len(i.Maps); n++ { // what is added is looked into, too
+		ids, err := i.Maps[n].reached()
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+		for _, id := range ids {
+			if seen[id] {
+				continue
+			}
+			seen[id] = true
+			m, err := openMap(id)
+			if err == nil && m.Name != recordName {
+				i.Maps = append(i.Maps, m)
+			} else if err != nil && !errors.Is(err, unix.ENOENT) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func openMap(id uint32) (Map, error) {
+	fd, err := openID(unix.BPF_MAP_GET_FD_BY_ID, id)
+	if err != nil {
+		return Map{}, err
+	}
+	defer unix.Close(fd)
+	var info mapInfo
+	err = objInfo(fd, &info)
+	return Map{cString(info.Name[:]), id, ebpf.MapType(info.Type).String()}, err
+}
+
+// reached are the maps that one leads to.
+func (m *Map) reached() (ids []uint32, err error) {
+	programs := m.Type == ebpf.ProgramArray.String()
+	if !programs && m.Type != ebpf.ArrayOfMaps.String() && m.Type != ebpf.HashOfMaps.String() {
+		return nil, nil
+	}
+	fd, err := openID(unix.BPF_MAP_GET_FD_BY_ID, m.ID)
+	if err != nil {
+		return nil, err
+	}
+	in, err := ebpf.NewMapFromFD(fd)
+	if err != nil {
+		return nil, err
+	}
+	defer in.Close()
+	key := make([]byte, in.KeySize())
+	var id uint32
+	all := in.Iterate()
+	for all.Next(unsafe.Pointer(&key[0]), &id) {
+		if !programs {
+			ids = append(ids, id)
+		} else if of, err := programMaps(id); err == nil {
+			ids = append(ids, of...)
+		} else if !errors.Is(err, unix.ENOENT) {
+			return nil, err
+		}
+	}
+	if err := all.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) { // others may write to it meanwhile
+		return nil, err
+	}
+	return ids, nil
+}
+
+// programMaps are the maps that a program uses.
+func programMaps(id uint32) ([]uint32, error) {
+	fd, err := openID(unix.BPF_PROG_GET_FD_BY_ID, id)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	var ids [maxMaps]uint32
+	info := progInfo{NumMaps: uint32(len(ids)), Maps: unsafe.Pointer(&ids)}
+	if err := objInfo(fd, &info); err != nil {
+		return nil, err
+	}
+	return ids[:min(int(info.NumMaps), len(ids))], nil
 }
 
 // loadBTF reads BTF that is in the kernel.

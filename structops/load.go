@@ -22,6 +22,7 @@ type Object struct {
 	coll   *ebpf.Collection
 	maps   []*opsMap
 	byName []string // maps that are pinned by their names
+	calls  []string // maps through which programs call others
 }
 
 // opsMap is the struct_ops map of one congestion control.

@@ -243,8 +243,24 @@ func (r *reached) reuse() error {
 // PinnedMaps are the names of the maps that are pinned by them.
 func (o *Object) PinnedMaps() []string { return o.byName }
 
+// Calls are the maps through which its programs call others, by name. The kernel empties
+// one that no process has open and no pin holds, and calls through it then do nothing:
+// who attaches what is to outlive the process has to pin them.
+func (o *Object) Calls() map[string]*ebpf.Map {
+	calls := map[string]*ebpf.Map{}
+	for _, name := range o.calls {
+		calls[name] = o.coll.Maps[name]
+	}
+	return calls
+}
+
 // pin pins those that were not there.
 func (r *reached) pin(o *Object, coll *ebpf.Collection) error {
+	for name, m := range r.Maps {
+		if m.Type == ebpf.ProgramArray && len(m.Contents) > 0 {
+			o.calls = append(o.calls, name)
+		}
+	}
 	if r.spec.MapPins == nil {
 		return nil
 	}
