@@ -162,7 +162,7 @@ func (f objectFlags) read(run []string, tasks []task) (map[string]object, error)
 			}
 			if whose = cmp.Or(from[name], whose); whose != "" {
 				return nil, hinted{fmt.Errorf("--object %q: %q is also the name of %s", o.path, name, whose),
-					fmt.Sprintf("another name for it: --object %s --as NAME", o.path)}
+					fmt.Sprintf("another name for it: --object %s --as NAME", shellWord(o.path))}
 			}
 			from[name] = fmt.Sprintf("one in --object %q", o.path)
 		}

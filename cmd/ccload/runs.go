@@ -55,7 +55,11 @@ func (a *app) printRuns(dir string, runs []*trace.Run, all bool) error {
 			a.printLinks(runs)
 		}
 		if max(flows, len(runs)) > rowsMost && !all {
-			a.say("quantiles of %s and %s; --all prints a row for each", counted(flows, "flow"), counted(len(runs), "run"))
+			what := counted(flows, "flow")
+			if len(runs) > rowsMost {
+				what += " and " + counted(len(runs), "run")
+			}
+			a.say("quantiles of %s; --all prints a row for each", what)
 		}
 	})
 }

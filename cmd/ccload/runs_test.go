@@ -97,7 +97,7 @@ func TestManyFlows(t *testing.T) {
 	expectLines(t, talk,
 		"ccload: warning: reno 1: flow 2 was over before it was connected; reno 1: flow 4 was over before it was connected; "+
 			"reno 1: flow 6 was over before it was connected; … (50 like this)",
-		"quantiles of 100 flows and 2 runs; --all prints a row for each", "")
+		"quantiles of 100 flows; --all prints a row for each", "")
 	if out, _ := printed(t, runs, true); len(out) != 1+100+1+1+2+1 {
 		t.Errorf("all: %d lines", len(out))
 	}

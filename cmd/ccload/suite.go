@@ -104,8 +104,9 @@ func (a *app) runSuite(ctx context.Context, cmd *cobra.Command, file string, f *
 		all = append(all, checked...)
 	}
 	runs = all
-	pictures, err := drawRuns(tasks)
+	pictures, warnings, err := drawRuns(tasks)
 	whole = err == nil
+	a.warn(warnings)
 	if err := errors.Join(err, a.printSuite(f.to, runs, f.all)); err != nil {
 		return err
 	}
@@ -146,7 +147,7 @@ func checkSuite(plan *suite.Plan, tasks []task) (runs []*trace.Run, err error) {
 
 // drawRuns draws the congestion controls of each run on one picture, beside their
 // results.
-func drawRuns(tasks []task) (pictures int, err error) {
+func drawRuns(tasks []task) (pictures int, warnings []string, err error) {
 	var dirs []string
 	for _, t := range tasks {
 		if !slices.Contains(dirs, t.run) {
@@ -154,15 +155,17 @@ func drawRuns(tasks []task) (pictures int, err error) {
 		}
 	}
 	for _, dir := range dirs {
-		results, _, err := trace.OpenAll([]string{dir})
+		results, incomplete, err := trace.OpenAll([]string{dir})
 		if err != nil {
-			return 0, err
+			return 0, nil, err
 		}
-		if _, err := plots.Save(filepath.Join(dir, "plot.png"), results); err != nil {
-			return 0, err
+		said, err := plots.Save(filepath.Join(dir, "plot.png"), results)
+		if err != nil {
+			return 0, nil, err
 		}
+		warnings = append(append(warnings, incomplete...), said...)
 	}
-	return len(dirs), nil
+	return len(dirs), warnings, nil
 }
 
 // printSuite prints the runs and their checks.

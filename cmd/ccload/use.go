@@ -197,7 +197,7 @@ func (a *app) back(f *useFlags, flags string, undo bool) {
 		return
 	}
 	if f.where != "" {
-		flags += " --netns " + f.where
+		flags += " --netns " + shellWord(f.where)
 	}
 	if !a.json {
 		a.say("to undo: ccload use --restore%s", flags)
@@ -275,7 +275,7 @@ func (a *app) useGroup(f *useFlags, name string) error {
 		}
 		a.printf("\n")
 	})
-	a.back(f, " --cgroup "+f.cgroup, true)
+	a.back(f, " --cgroup "+shellWord(f.cgroup), true)
 	return err
 }
 
