@@ -54,14 +54,19 @@ func openDir(path string) (*dir, error) { return walkDir(path, (*dir).sub) }
 // makeDir is openDir; what is missing is made.
 func makeDir(path string) (*dir, error) {
 	return walkDir(path, func(d *dir, name string) (*dir, error) {
-		err := fault.At("make directory " + filepath.Join(d.path, name))
-		if err == nil {
-			err = unix.Mkdirat(int(d.Fd()), name, 0o700)
+		var s *dir
+		var err, serr error
+		for range 100 { // who lets the lock go may remove it in between
+			if err = fault.At("make directory " + filepath.Join(d.path, name)); err == nil {
+				err = unix.Mkdirat(int(d.Fd()), name, 0o700)
+			}
+			if err != nil && !errors.Is(err, fs.ErrExist) {
+				return nil, d.denied("mkdir", name, err)
+			}
+			if s, serr = d.sub(name); !errors.Is(serr, fs.ErrNotExist) {
+				break
+			}
 		}
-		if err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil, d.denied("mkdir", name, err)
-		}
-		s, serr := d.sub(name)
 		if err == nil && serr != nil {
 			d.remove(name, unix.AT_REMOVEDIR)
 			if uid := os.Geteuid(); uid != 0 {
@@ -308,10 +313,11 @@ func rename(from, to string) error {
 		return err
 	}
 	defer d.Close()
-	if err := fault.At("rename " + from); err != nil {
-		return err
+	if err = fault.At("rename " + from); err == nil {
+		err = unix.Renameat2(int(old.Fd()), filepath.Base(from), int(d.Fd()), filepath.Base(to), unix.RENAME_NOREPLACE)
 	}
-	if err := unix.Renameat2(int(old.Fd()), filepath.Base(from), int(d.Fd()), filepath.Base(to), unix.RENAME_NOREPLACE); err != nil {
+	if err != nil {
+		tidyUp(filepath.Dir(to))
 		return old.wrap("rename", filepath.Base(from), err)
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"ccload/internal/fault"
 	"ccload/structops"
 
 	"github.com/cilium/ebpf"
@@ -38,12 +39,34 @@ func (p mapPins) Open(name string) (m *ebpf.Map, err error) {
 
 // Pin pins a map there, for root alone.
 func (p mapPins) Pin(name string, m *ebpf.Map) error {
-	d, err := p.open(makeDir)
+	if p == "" {
+		return newPin(filepath.Join(mapDir, name), m.Pin)
+	}
+	d, err := p.open(openDir)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
+	if err := fault.At("pin " + filepath.Join(d.path, name)); err != nil {
+		return err
+	}
 	return d.do(name, m.Pin)
+}
+
+// Unpin removes the pin of a map there.
+func (p mapPins) Unpin(name string) error {
+	if p == "" {
+		return unpin(filepath.Join(mapDir, name))
+	}
+	d, err := p.open(openDir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.pinned(name); err != nil {
+		return err
+	}
+	return d.remove(name, 0)
 }
 
 // open opens the directory. One that is not ccload's must be root's all the same.
@@ -116,6 +139,7 @@ func pinCalls(obj *structops.Object) error {
 func sweepMaps() (removed []string) {
 	names, _ := pinsIn(mapDir)
 	if len(names) == 0 {
+		tidyUp(mapDir)
 		return nil
 	}
 	live, err := structops.Live()
@@ -155,11 +179,16 @@ func sharedElsewhere(i *structops.Info) (paths []string) {
 }
 
 // pinnedIn is where elsewhere maps that an object pins by name are pinned now; "" if
-// that is nowhere.
+// that is nowhere, or they are in ccload's own directory, too.
 func pinnedIn(now *structops.Info, spec *structops.Spec) string {
 	names := spec.PinsMaps()
 	if len(names) == 0 {
 		return ""
+	}
+	for _, m := range now.Maps {
+		if slices.ContainsFunc(names, func(name string) bool { return ownMap(filepath.Join(mapDir, name)) == m.ID }) {
+			return ""
+		}
 	}
 	for _, path := range sharedElsewhere(now) {
 		if slices.Contains(names, filepath.Base(path)) {

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"ccload/internal/tcpca"
 	"ccload/structops"
 
 	"golang.org/x/sys/unix"
@@ -116,6 +117,9 @@ func (s *seen) foreign() (notices []string) {
 func (s *seen) missing(have []*Entry) (notices []string) {
 	for name, in := range s.selections {
 		if slices.ContainsFunc(have, func(e *Entry) bool { return e.Name == name }) {
+			continue
+		}
+		if there, _, err := tcpca.Ask(name); err != nil || there { // the list may end early
 			continue
 		}
 		for _, sel := range in {

@@ -64,7 +64,7 @@ type Registration struct {
 //
 // A name that is registered already gives a *TakenError; the other errors are
 // those of package structops.
-func Register(spec *structops.Spec, o Options) (*Registration, error) {
+func Register(spec *structops.Spec, o Options) (done *Registration, err error) {
 	spec = spec.Copy() // the name and the flags are the caller's
 	ops, err := spec.Select(o.Map)
 	if err != nil {
@@ -106,6 +106,11 @@ func Register(spec *structops.Spec, o Options) (*Registration, error) {
 			return fail(err)
 		}
 		defer obj.Close()
+		defer func() {
+			if done == nil {
+				err = errors.Join(err, obj.UnpinMaps())
+			}
+		}()
 	}
 	if err := free(ops.Name); err != nil { // somebody was faster
 		return fail(err)
@@ -142,6 +147,9 @@ func free(name string) error {
 		return err
 	}
 	e, err := find(name)
+	if _, gone := errors.AsType[*NotFoundError](err); gone {
+		return nil // by now
+	}
 	if err != nil {
 		return err
 	}

@@ -153,12 +153,17 @@ func (r *Replacement) reselect(in []namespace) {
 }
 
 // update replaces what has a link.
-func (r *Replacement) update(from *structops.Info, spec *structops.Spec, ops *structops.Ops) error {
+func (r *Replacement) update(from *structops.Info, spec *structops.Spec, ops *structops.Ops) (err error) {
 	obj, err := spec.Load(ops.Map)
 	if err != nil {
 		return err
 	}
 	defer obj.Close()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, obj.UnpinMaps())
+		}
+	}()
 	if err := pinCalls(obj); err != nil {
 		return err
 	}
@@ -255,7 +260,7 @@ func shadowOf(name string) string {
 }
 
 // shadow replaces what has no link.
-func (r *Replacement) shadow(e *Entry, spec *structops.Spec, ops *structops.Ops, seen *seen) error {
+func (r *Replacement) shadow(e *Entry, spec *structops.Spec, ops *structops.Ops, seen *seen) (err error) {
 	ops.Name = shadowOf(r.Name)
 	if err := free(ops.Name); err != nil {
 		return fmt.Errorf("shadow name %q: %w", ops.Name, err)
@@ -265,6 +270,12 @@ func (r *Replacement) shadow(e *Entry, spec *structops.Spec, ops *structops.Ops,
 		return err
 	}
 	defer obj.Close()
+	serves := false
+	defer func() {
+		if err != nil && !serves {
+			err = errors.Join(err, obj.UnpinMaps())
+		}
+	}()
 	if err := pinCalls(obj); err != nil {
 		return err
 	}
@@ -297,6 +308,7 @@ func (r *Replacement) shadow(e *Entry, spec *structops.Spec, ops *structops.Ops,
 		_, ferr := finish(path)
 		return errors.Join(err, ferr, undo())
 	}
+	serves = true
 	if r.MapID, err = finish(path); err != nil {
 		return fmt.Errorf("%q serves in its place: %w", ops.Name, err)
 	}

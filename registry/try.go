@@ -4,10 +4,12 @@ package registry
 
 import (
 	"bytes"
+	"fmt"
 	"maps"
 	"os"
 
 	"ccload/internal/bpfload"
+	"ccload/structops"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -16,7 +18,7 @@ import (
 // Try says whether the kernel takes what this package does not find everywhere:
 // "move" and "count", which walk through sockets, "choose", which selects for control
 // groups, and "pidfd_getfd", by which sockets of other processes are reached. They are
-// loaded and attached as they are to be used, but nothing is changed.
+// loaded, and but for "choose" attached, as they are to be used, but nothing is changed.
 func Try(what string) error {
 	object := moveObject
 	switch what {
@@ -28,6 +30,9 @@ func Try(what string) error {
 	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
 	if err != nil {
 		return err
+	}
+	if spec.Programs[what] == nil {
+		return fmt.Errorf("program %q: %w", what, structops.ErrNotFound)
 	}
 	maps.DeleteFunc(spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool { return name != what })
 	coll, err := bpfload.Load(spec, nil)

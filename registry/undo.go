@@ -464,9 +464,12 @@ func restore(match func(key) bool, group func(uint64) bool) (*Restoration, error
 	defer unlock()
 	r := &Restoration{Restored: []Restored{}}
 	errs := []error{r.groups(group)}
+	failed := func(err error) (*Restoration, error) { // what is put back is
+		return r, errors.Join(append(errs, fmt.Errorf("restore: %w", err))...)
+	}
 	j, err := openJournal(false)
 	if err != nil {
-		return fail(err)
+		return failed(err)
 	}
 	if j == nil {
 		return r, errors.Join(errs...)
@@ -474,11 +477,11 @@ func restore(match func(key) bool, group func(uint64) bool) (*Restoration, error
 	defer j.close()
 	entries, err := j.entries()
 	if err != nil {
-		return fail(fmt.Errorf("undo journal: %w", err))
+		return failed(fmt.Errorf("undo journal: %w", err))
 	}
 	at, err := reach(entries)
 	if err != nil {
-		return fail(err)
+		return failed(err)
 	}
 	for _, k := range slices.SortedFunc(maps.Keys(entries), func(a, b key) int { return bytes.Compare(a.bytes(), b.bytes()) }) {
 		if k.Kind == keyAllowed || !match(k) {

@@ -19,10 +19,12 @@ import (
 // Object is a loaded object: its programs are verified and its maps exist;
 // nothing is registered yet. It is not safe for use by several goroutines.
 type Object struct {
-	coll   *ebpf.Collection
-	maps   []*opsMap
-	byName []string // maps that are pinned by their names
-	calls  []string // maps through which programs call others
+	coll    *ebpf.Collection
+	maps    []*opsMap
+	byName  []string // maps that are pinned by their names
+	mapPins MapPins
+	pinned  []string // of these, the ones that Load has pinned
+	calls   []string // maps through which programs call others
 }
 
 // opsMap is the struct_ops map of one congestion control.

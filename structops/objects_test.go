@@ -149,6 +149,12 @@ func (p pins) Pin(name string, m *ebpf.Map) (err error) {
 	return err
 }
 
+func (p pins) Unpin(name string) error {
+	err := p[name].Close()
+	delete(p, name)
+	return err
+}
+
 // A map that is pinned by name is shared, if it is as declared.
 func TestMapPins(t *testing.T) {
 	kerneltest.Privileged(t)

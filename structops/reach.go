@@ -200,6 +200,7 @@ func (s *Spec) tryMaps(o *Ops, l *layout) error {
 type MapPins interface {
 	Open(name string) (*ebpf.Map, error) // fs.ErrNotExist: there is none
 	Pin(name string, m *ebpf.Map) error
+	Unpin(name string) error // what Pin has put there
 }
 
 // ErrIncompatible says that a map that is pinned is not as the object declares it.
@@ -254,6 +255,19 @@ func (o *Object) Calls() map[string]*ebpf.Map {
 	return calls
 }
 
+// UnpinMaps takes back the pins of maps that Load has made, for when what was loaded is not
+// attached after all.
+func (o *Object) UnpinMaps() error {
+	var errs []error
+	for _, name := range o.pinned {
+		if err := o.mapPins.Unpin(name); err != nil {
+			errs = append(errs, fmt.Errorf("map %q: %w", name, err))
+		}
+	}
+	o.pinned = nil
+	return errors.Join(errs...)
+}
+
 // pin pins those that were not there.
 func (r *reached) pin(o *Object, coll *ebpf.Collection) error {
 	for name, m := range r.Maps {
@@ -261,7 +275,7 @@ func (r *reached) pin(o *Object, coll *ebpf.Collection) error {
 			o.calls = append(o.calls, name)
 		}
 	}
-	if r.spec.MapPins == nil {
+	if o.mapPins = r.spec.MapPins; o.mapPins == nil {
 		return nil
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Maps)) {
@@ -272,8 +286,9 @@ func (r *reached) pin(o *Object, coll *ebpf.Collection) error {
 			continue
 		}
 		if err := r.spec.MapPins.Pin(name, coll.Maps[name]); err != nil {
-			return fmt.Errorf("map %q: %w", name, permission("", err, loading...))
+			return errors.Join(fmt.Errorf("map %q: %w", name, permission("", err, loading...)), o.UnpinMaps())
 		}
+		o.pinned = append(o.pinned, name)
 	}
 	return nil
 }
