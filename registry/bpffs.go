@@ -69,9 +69,6 @@ func makeDir(path string) (*dir, error) {
 		}
 		if err == nil && serr != nil {
 			d.remove(name, unix.AT_REMOVEDIR)
-			if uid := os.Geteuid(); uid != 0 {
-				serr = fmt.Errorf("%s is to be root's: run as root, not as uid %d", rootDir, uid)
-			}
 		}
 		return s, serr
 	})
@@ -133,6 +130,9 @@ func (d *dir) prove(parent *dir, name string) error {
 		return parent.refuse(name, "it is not on bpffs")
 	case st.Uid != 0:
 		return parent.refuse(name, fmt.Sprintf("it is owned by uid %d, not by root", st.Uid))
+	case mode != 0o700 && mode&0o022 == 0: // what is in it is root's
+		path := filepath.Join(parent.path, name)
+		return &RefusedError{path, fmt.Sprintf("its mode is %04o, not 0700", mode), "chmod 700 " + path}
 	case mode != 0o700:
 		return parent.refuse(name, fmt.Sprintf("its mode is %04o, not 0700", mode))
 	}

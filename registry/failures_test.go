@@ -146,3 +146,43 @@ func TestNotMissing(t *testing.T) {
 		t.Errorf("%s", fmt.Sprint(got))
 	}
 }
+
+// A directory of ours with another mode is not to be removed, for pins are in it, unless
+// others may have put them there.
+func TestModeAdvice(t *testing.T) {
+	privateBPFFS(t)
+	if err := os.Mkdir(rootDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for mode, want := range map[os.FileMode]string{0o755: "chmod 700 " + rootDir, 0o777: "if nobody else needs it, remove it: rm -r " + rootDir} {
+		if err := os.Chmod(rootDir, mode); err != nil {
+			t.Fatal(err)
+		}
+		_, err := openDir(rootDir)
+		if e, refused := errors.AsType[*RefusedError](err); !refused || !strings.HasPrefix(e.Do, want) {
+			t.Errorf("%v: %v", mode, err)
+		}
+	}
+}
+
+// What is set but cannot be recorded as set is a warning; what cannot be swept, too.
+func TestLaterFailures(t *testing.T) {
+	kerneltest.Privileged(t)
+	registerTheirs(t, "tuned", Options{Name: "ccr_set"})
+	restore := fault.Set(failing("update BPF map"))
+	done, warnings, err := Set("ccr_set", map[string]any{"so_floor": 200})
+	restore()
+	if err != nil || len(done) != 1 || done[0].After != uint64(200) || len(warnings) != 1 || !strings.Contains(warnings[0], "recorded") {
+		t.Errorf("%+v, %q, %v", done, warnings, err)
+	}
+	registerTheirs(t, "maps", Options{Map: "so_sharer", Name: "ccr_maps"})
+	restore = fault.Set(failing("remove " + mapDir))
+	u, err := Unregister("ccr_maps", UnregisterOptions{})
+	restore()
+	if err != nil || len(u.Warnings) != 1 || !strings.Contains(u.Warnings[0], mapDir+"/so_shared") {
+		t.Errorf("%+v, %v", u, err)
+	}
+	if swept, err := sweepMaps(); err != nil || len(swept) != 1 || isPinned(swept[0]) {
+		t.Errorf("%q, %v", swept, err)
+	}
+}

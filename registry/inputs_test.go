@@ -73,7 +73,7 @@ func TestInputs(t *testing.T) {
 		t.Errorf("a refused replacement: the Spec was\n%s\nand is\n%s", others, now)
 	}
 	values := map[string]any{"beta": 800}
-	if _, err := Set(name, values); err != nil || len(values) != 1 || values["beta"] != 800 {
+	if _, _, err := Set(name, values); err != nil || len(values) != 1 || values["beta"] != 800 {
 		t.Errorf("%v, %v", values, err)
 	}
 

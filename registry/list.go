@@ -211,6 +211,9 @@ func base() (entries []*Entry, warnings []string, err error) {
 	if cut {
 		warnings = append(warnings, "the kernel's list has no room for more names: there are others, which only root can see")
 	}
+	if blind == nil && !fits(registered) {
+		warnings = append(warnings, "the kernel's list has no room for more names: of those that are not in BPF, only well-known ones are shown")
+	}
 	if entries, err = read("/", names); err != nil {
 		return nil, nil, err
 	}

@@ -45,9 +45,16 @@ func (e *LockedError) Error() string {
 	return fmt.Sprintf("another one is at work: %s has held the lock on %s for %v", who, e.Path, lockWait)
 }
 
-// lock waits for the lock, and mounts bpffs if need be. From then on until unlock a
+// lock waits for the lock, and mounts bpffs if need be. Capabilities do not do: what is
+// pinned has to be root's. From then on until unlock a
 // signal does not end the process. It is not reentrant.
 func lock() (unlock func(), err error) {
+	if uid := os.Geteuid(); uid != 0 {
+		if err := need("/", "CAP_SYS_ADMIN"); err != nil {
+			return nil, err
+		}
+		return nil, fmt.Errorf("must be run as root, not as uid %d: %w", uid, unix.EACCES)
+	}
 	if _, err := mountBPFFS(); err != nil {
 		return nil, err
 	}

@@ -136,15 +136,15 @@ func pinCalls(obj *structops.Object) error {
 // sweepMaps removes the pins of ccload's own maps that no congestion control uses, of
 // those that are registered, and says which. Sockets may still call through a map that
 // one used which is not.
-func sweepMaps() (removed []string) {
+func sweepMaps() (removed []string, err error) {
 	names, _ := pinsIn(mapDir)
 	if len(names) == 0 {
 		tidyUp(mapDir)
-		return nil
+		return nil, nil
 	}
 	live, err := structops.Live()
 	if err != nil {
-		return nil
+		return nil, fmt.Errorf("maps that nothing uses any more: %w", err)
 	}
 	used := map[uint32]bool{}
 	for _, i := range live {
@@ -155,11 +155,16 @@ func sweepMaps() (removed []string) {
 	}
 	for _, name := range names {
 		path := filepath.Join(mapDir, name)
-		if id := ownMap(path); id != 0 && !used[id] && unpin(path) == nil {
-			removed = append(removed, path)
+		if id := ownMap(path); id == 0 || used[id] {
+			continue
 		}
+		if rerr := unpin(path); rerr != nil {
+			err = errors.Join(err, fmt.Errorf("a map that nothing uses any more: %w", rerr))
+			continue
+		}
+		removed = append(removed, path)
 	}
-	return removed
+	return removed, err
 }
 
 // sharedElsewhere are the pins of a congestion control's maps that are not ccload's.

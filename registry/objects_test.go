@@ -55,7 +55,7 @@ func TestReplaceKeeps(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer Unregister(name, UnregisterOptions{})
-			if _, err := Set(name, map[string]any{"so_floor": 200, "so_off": true}); err != nil {
+			if _, _, err := Set(name, map[string]any{"so_floor": 200, "so_off": true}); err != nil {
 				t.Fatal(err)
 			}
 			d, _, err := Lookup(name)

@@ -22,12 +22,16 @@ import (
 // alone because ccload has not made it. Whoever means to change something calls it
 // before; without CAP_SYS_ADMIN and CAP_NET_ADMIN it does nothing.
 func Recover() (warnings []string, err error) {
-	if need("/", "CAP_SYS_ADMIN", "CAP_NET_ADMIN") != nil || !anythingLeft() {
+	if need("/", "CAP_SYS_ADMIN", "CAP_NET_ADMIN") != nil {
 		return nil, nil
+	}
+	warnings, _ = mountBPFFS() // what fails, who needs it says
+	if !anythingLeft() {
+		return warnings, nil
 	}
 	unlock, err := lock()
 	if err != nil {
-		return nil, err
+		return warnings, err
 	}
 	defer unlock()
 	for _, step := range []func() []error{takeOver, strangers, sweepPins, sweepReplacements, sweepExtensions, sweepUses, unusedMaps} {
@@ -123,7 +127,7 @@ func isPlace(path string) bool {
 func isMap(path string) bool { return pinnedMap(path) != 0 }
 
 // unusedMaps is sweepMaps as a step of Recover.
-func unusedMaps() []error { sweepMaps(); return nil }
+func unusedMaps() []error { _, err := sweepMaps(); return []error{err} }
 
 // isUse says whether a pin is one of a selection.
 func isUse(path string) bool {

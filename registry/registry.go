@@ -99,7 +99,11 @@ func Register(spec *structops.Spec, o Options) (done *Registration, err error) {
 		return fail(err)
 	}
 	defer unlock()
-	defer sweepMaps()
+	defer func() {
+		if _, serr := sweepMaps(); serr != nil && done != nil {
+			done.Warnings = append(done.Warnings, serr.Error())
+		}
+	}()
 	if shares {
 		spec.MapPins = mapPins(o.MapPins)
 		if obj, err = spec.Load(ops.Map); err != nil {
@@ -231,6 +235,9 @@ func Unregister(name string, o UnregisterOptions) (*Unregistration, error) {
 	if err := held.remove(""); err != nil {
 		u.Warnings = append(u.Warnings, "a pin that holds nothing more: "+err.Error())
 	}
-	u.Pins = append(u.Pins, sweepMaps()...)
+	swept, err := sweepMaps()
+	if u.Pins = append(u.Pins, swept...); err != nil {
+		u.Warnings = append(u.Warnings, err.Error())
+	}
 	return u, nil
 }

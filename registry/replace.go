@@ -78,14 +78,22 @@ func Replace(name string, spec *structops.Spec, o ReplaceOptions) (*Replacement,
 		r.keep(e.info, spec)
 	}
 	spec.MapPins = mapPins(cmp.Or(o.MapPins, pinnedIn(e.info, spec)))
-	defer sweepMaps()
+	defer func() {
+		if _, err := sweepMaps(); err != nil {
+			r.Warnings = append(r.Warnings, err.Error())
+		}
+	}()
 	seen, warnings := survey("")
 	r.Warnings = append(r.Warnings, warnings...)
 	forget, err := pinReplaced(e.info)
 	if err != nil {
 		return fail(err)
 	}
-	defer forget()
+	defer func() {
+		if err := forget(); err != nil {
+			r.Warnings = append(r.Warnings, err.Error())
+		}
+	}()
 	if e.LinkID != 0 {
 		ops.Link = true
 		err = r.update(e.info, spec, ops)
@@ -231,7 +239,7 @@ func (r *Replacement) migrate(states stateSet) *Moved {
 const replacedDir = replaceDir + "/old"
 
 // pinReplaced pins the code that is to be replaced.
-func pinReplaced(from *structops.Info) (forget func(), err error) {
+func pinReplaced(from *structops.Info) (forget func() error, err error) {
 	code := *from
 	code.LinkID = 0
 	m, err := structops.Open(&code)
@@ -243,7 +251,7 @@ func pinReplaced(from *structops.Info) (forget func(), err error) {
 	if err := newPin(path, m.Pin); err != nil {
 		return nil, err
 	}
-	return func() { unpin(path) }, nil
+	return func() error { return unpin(path) }, nil
 }
 
 // A replacement without a link passes through a shadow name, which a pin
@@ -382,6 +390,9 @@ func sweepReplacements() (said []error) {
 		path := filepath.Join(replacedDir, name)
 		old, err := structops.Inspect(ownMap(path))
 		if err != nil {
+			if !errors.Is(err, structops.ErrNotFound) {
+				said = append(said, err)
+			}
 			continue
 		}
 		if !old.Registered() {

@@ -95,11 +95,11 @@ func (d *displacement) undo() error {
 }
 
 // done is for when the name is gone.
-func (d *displacement) done() error {
+func (d *displacement) done() (err error) {
 	if d == nil {
 		return nil
 	}
-	defer d.j.close()
+	defer func() { err = errors.Join(err, d.j.close()) }()
 	var errs []error
 	for _, end := range d.ends {
 		errs = append(errs, end())

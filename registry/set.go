@@ -3,7 +3,10 @@
 package registry
 
 import (
+	"errors"
 	"fmt"
+
+	"ccload/structops"
 )
 
 // Setting is a parameter that was set.
@@ -15,9 +18,9 @@ type Setting struct {
 
 // Set gives parameters of a registered BPF congestion control other values, at once
 // for all of its connections: those that may change while it runs. All are set or
-// none. The errors are those of structops.Info.Set. It needs CAP_SYS_ADMIN.
-func Set(name string, values map[string]any) ([]Setting, error) {
-	fail := func(err error) ([]Setting, error) { return nil, fmt.Errorf("set %q: %w", name, err) }
+// none; the warnings say what is not as it should be all the same. The errors are those of structops.Info.Set. It needs CAP_SYS_ADMIN.
+func Set(name string, values map[string]any) ([]Setting, []string, error) {
+	fail := func(err error) ([]Setting, []string, error) { return nil, nil, fmt.Errorf("set %q: %w", name, err) }
 	if err := need("/", "CAP_SYS_ADMIN"); err != nil {
 		return fail(err)
 	}
@@ -31,7 +34,11 @@ func Set(name string, values map[string]any) ([]Setting, error) {
 		return fail(err)
 	}
 	before := e.Params
-	if err := e.info.Set(values); err != nil {
+	var warnings []string
+	err = e.info.Set(values)
+	if _, unrecorded := errors.AsType[*structops.UnrecordedError](err); unrecorded {
+		warnings = append(warnings, err.Error())
+	} else if err != nil {
 		return fail(err)
 	}
 	var done []Setting
@@ -40,5 +47,5 @@ func Set(name string, values map[string]any) ([]Setting, error) {
 			done = append(done, Setting{p.Name, before[p.Name], p.Value})
 		}
 	}
-	return done, nil
+	return done, warnings, nil
 }

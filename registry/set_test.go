@@ -37,7 +37,7 @@ func TestSet(t *testing.T) {
 	choosing(t, c, name)
 	cwnd, _ := window(t, near, c)
 
-	done, err := Set(name, map[string]any{"beta": 512, "fast_convergence": 0})
+	done, _, err := Set(name, map[string]any{"beta": 512, "fast_convergence": 0})
 	slices.SortFunc(done, func(a, b Setting) int { return len(a.Name) - len(b.Name) })
 	if err != nil || !slices.Equal(done, []Setting{{"beta", uint64(717), uint64(512)}, {"fast_convergence", uint64(1), uint64(0)}}) {
 		t.Fatal(done, err)
@@ -47,7 +47,7 @@ func TestSet(t *testing.T) {
 		value any
 		want  error
 	}{{"c", 400, structops.ErrFixed}, {"betta", 1, structops.ErrNotFound}, {"hystart", -1, nil}} {
-		_, err := Set(name, map[string]any{"beta": 1023, bad.name: bad.value})
+		_, _, err := Set(name, map[string]any{"beta": 1023, bad.name: bad.value})
 		if err == nil || bad.want != nil && !errors.Is(err, bad.want) {
 			t.Errorf("%s: %v", bad.name, err)
 		}
@@ -81,10 +81,10 @@ func TestSetErrors(t *testing.T) {
 	kerneltest.Privileged(t)
 	var gone *NotFoundError
 	var kind *KindError
-	if _, err := Set("renno", map[string]any{"beta": 1}); !errors.As(err, &gone) || gone.Nearest != "reno" {
+	if _, _, err := Set("renno", map[string]any{"beta": 1}); !errors.As(err, &gone) || gone.Nearest != "reno" {
 		t.Errorf("a name that is not there: %v", err)
 	}
-	if _, err := Set("reno", map[string]any{"beta": 1}); !errors.As(err, &kind) {
+	if _, _, err := Set("reno", map[string]any{"beta": 1}); !errors.As(err, &kind) {
 		t.Errorf("one that is not BPF: %v", err)
 	}
 }

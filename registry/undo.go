@@ -115,13 +115,14 @@ func newJournal() (*ebpf.Map, error) {
 }
 
 // close settles what is allowed, and takes the journal away if it is empty.
-func (j *journal) close() {
-	j.settle()
-	entries, err := j.entries()
+func (j *journal) close() error {
+	err := j.settle()
+	entries, eerr := j.entries()
 	j.m.Close()
-	if err == nil && len(entries) == 0 {
-		unpin(undoPath)
+	if eerr == nil && len(entries) == 0 {
+		err = errors.Join(err, unpin(undoPath))
 	}
+	return err
 }
 
 func (j *journal) entries() (map[key]value, error) {
@@ -258,7 +259,8 @@ func (j *journal) allow(name string) error {
 // settle takes the names from the list of allowed ones that were added for a
 // default which is no more, and the entries away that end with a name which is. What
 // cannot be done now stays for the next time.
-func (j *journal) settle() {
+func (j *journal) settle() error {
+	var errs []error
 	entries, _ := j.entries()
 	needed := map[text]bool{}
 	for k, v := range entries {
@@ -270,26 +272,32 @@ func (j *journal) settle() {
 		}
 		needed[v.Before] = true
 		if there, _, err := tcpca.Ask(v.Before.name()); err == nil && !there {
-			j.delete(k)
+			errs = append(errs, j.delete(k))
 		}
 	}
 	for k := range entries {
 		name := text(k.Target[:unsafe.Sizeof(text{})])
-		if k.Kind == keyAllowed && !needed[name] && changeAllowed(removing(name.String())) == nil {
-			j.delete(k)
+		if k.Kind != keyAllowed || needed[name] {
+			continue
 		}
+		err := changeAllowed(removing(name.String()))
+		if err == nil {
+			err = j.delete(k)
+		}
+		errs = append(errs, err)
 	}
+	return errors.Join(errs...)
 }
 
 // sweepUses drops the entries of network namespaces that are gone, or whose default is
 // what it was, and the pins of control groups that are gone.
-func sweepUses() []error {
-	problems := sweepGroups()
+func sweepUses() (problems []error) {
+	problems = sweepGroups()
 	j, err := openJournal(false)
 	if err != nil || j == nil {
 		return append(problems, err)
 	}
-	defer j.close()
+	defer func() { problems = append(problems, j.close()) }()
 	entries, err := j.entries()
 	if err != nil {
 		return append(problems, fmt.Errorf("undo journal: %w", err))
@@ -474,7 +482,11 @@ func restore(match func(key) bool, group func(uint64) bool) (*Restoration, error
 	if j == nil {
 		return r, errors.Join(errs...)
 	}
-	defer j.close()
+	defer func() {
+		if err := j.close(); err != nil {
+			r.Warnings = append(r.Warnings, err.Error())
+		}
+	}()
 	entries, err := j.entries()
 	if err != nil {
 		return failed(fmt.Errorf("undo journal: %w", err))

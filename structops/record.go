@@ -148,11 +148,14 @@ func (i *Info) SetParams() ([]Param, error) {
 	return set, nil
 }
 
-// keepSet records that parameters were set.
-func (i *Info) keepSet(names []string) {
+// keepSet records that parameters were set, where there is a record.
+func (i *Info) keepSet(names []string) error {
 	fd, r, err := i.open()
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
 	if err != nil {
-		return
+		return err
 	}
 	defer unix.Close(fd)
 	for _, name := range names {
@@ -160,5 +163,5 @@ func (i *Info) keepSet(names []string) {
 			r.text[at] = '+'
 		}
 	}
-	element(unix.BPF_MAP_UPDATE_ELEM, fd, r.text)
+	return element(unix.BPF_MAP_UPDATE_ELEM, fd, r.text)
 }

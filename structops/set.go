@@ -25,7 +25,7 @@ var ErrFixed = errors.New("it can only be set when it is loaded")
 // of its connections. Values are as those of Spec.Set. Each is one store: programs
 // see the old value or the new one. If one cannot be set, because there is none of
 // that name (ErrNotFound), it is constant (ErrFixed) or the value does not fit, none
-// is.
+// is; all are if the error is an *UnrecordedError.
 //
 // It needs CAP_SYS_ADMIN.
 func (i *Info) Set(values map[string]any) error {
@@ -70,9 +70,21 @@ func (i *Info) Set(values map[string]any) error {
 			p.Value = decode(i.places[p.Name].typ, b)
 		}
 	}
-	i.keepSet(slices.Collect(maps.Keys(values)))
+	if err := i.keepSet(slices.Collect(maps.Keys(values))); err != nil {
+		return &UnrecordedError{err}
+	}
 	return nil
 }
+
+// UnrecordedError says that parameters are set, but not recorded as such: what is loaded
+// in their place will not keep them.
+type UnrecordedError struct{ Err error }
+
+func (e *UnrecordedError) Error() string {
+	return fmt.Sprintf("the parameters are set, but cannot be recorded as set: %v", e.Err)
+}
+
+func (e *UnrecordedError) Unwrap() error { return e.Err }
 
 // place is where a parameter of a live congestion control is.
 type place struct {

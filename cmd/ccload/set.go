@@ -53,7 +53,7 @@ others are set by ccload replace NAME --set.`,
 			if err := a.recover("set"); err != nil {
 				return err
 			}
-			done, err := registry.Set(args[0], values)
+			done, warnings, err := registry.Set(args[0], values)
 			if errors.Is(err, structops.ErrFixed) {
 				var all []string
 				for _, k := range slices.Sorted(maps.Keys(wanted)) {
@@ -71,6 +71,7 @@ others are set by ccload replace NAME --set.`,
 			if err != nil {
 				return err
 			}
+			a.warn(warnings)
 			return a.print(done, func() {
 				for _, s := range done {
 					a.printf("%s was %s, is %s\n", s.Name, format(alg, s.Name, s.Before), format(alg, s.Name, s.After))

@@ -67,25 +67,33 @@ func Load(name string) (there, allowed bool, err error) {
 }
 
 // withoutNetAdmin runs fn without CAP_NET_ADMIN, with which the kernel loads modules for
-// names that it does not know, and lets a socket have what is not allowed.
-func withoutNetAdmin(fn func() error) error {
-	runtime.LockOSThread() // capabilities are a thread's
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var have [2]unix.CapUserData
-	if err := unix.Capget(&header, &have[0]); err != nil {
+// names that it does not know, and lets a socket have what is not allowed. Capabilities
+// are a thread's: it is one of its own, which ends with its goroutine unless it has them
+// all again.
+func withoutNetAdmin(fn func() error) (err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var have [2]unix.CapUserData
+		if err = unix.Capget(&header, &have[0]); err != nil {
+			err = fmt.Errorf("capabilities: %w", err)
+			return
+		}
+		less := have
+		less[0].Effective &^= 1 << unix.CAP_NET_ADMIN
+		if err = unix.Capset(&header, &less[0]); err != nil {
+			err = fmt.Errorf("capabilities: %w", err)
+			return
+		}
+		err = fn()
+		if back := unix.Capset(&header, &have[0]); back != nil {
+			err = errors.Join(err, fmt.Errorf("capabilities: %w", back))
+			return
+		}
 		runtime.UnlockOSThread()
-		return fmt.Errorf("capabilities: %w", err)
-	}
-	less := have
-	less[0].Effective &^= 1 << unix.CAP_NET_ADMIN
-	if err := unix.Capset(&header, &less[0]); err != nil {
-		runtime.UnlockOSThread()
-		return fmt.Errorf("capabilities: %w", err)
-	}
-	err := fn()
-	if back := unix.Capset(&header, &have[0]); back != nil {
-		return errors.Join(err, fmt.Errorf("capabilities: %w", back)) // the thread ends with its goroutine
-	}
-	runtime.UnlockOSThread()
+	}()
+	<-done
 	return err
 }

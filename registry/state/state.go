@@ -177,8 +177,8 @@ func (p *Plan) register(n *Name, from Source) error {
 			is = append(is, t+"="+from.Format(n, t, running[t]))
 		}
 		p.add("set", n.Name, strings.Join(was, " "), strings.Join(is, " "), func() ([]string, error) {
-			_, err := registry.Set(n.Name, running)
-			return nil, err
+			_, warnings, err := registry.Set(n.Name, running)
+			return warnings, err
 		})
 	}
 	if n.Allow && !now.Allowed {
