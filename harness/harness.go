@@ -98,7 +98,7 @@ func Run(ctx context.Context, e trace.Experiment, opt Options) (*trace.Run, erro
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(8, runtime.GOMAXPROCS(0))))
 	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	// With many packets under way, a multiple of what they take would be too much.
-	defer debug.SetMemoryLimit(debug.SetMemoryLimit(ownMemory + link.Memory(e.Link)))
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(128<<20 + link.Memory(e.Link)))
 	priority(-20)
 	defer priority(0)
 

@@ -13,9 +13,9 @@ import (
 	"ccload/harness/trace"
 )
 
-// ownMemory is what a run takes whatever it runs, and what each flow adds, in bytes.
+// ownMemory is what a run takes for itself, and what each flow adds, in bytes.
 const (
-	ownMemory  = 128 << 20
+	ownMemory  = 16 << 20
 	flowMemory = 1 << 20
 )
 

@@ -93,7 +93,7 @@ func TestKillNetem(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		switch strings.Count(devices(t, ns), "cc") {
+		switch strings.Count(devices(t, ns), "\ncc") {
 		case 1:
 			n++
 			if end == nil {

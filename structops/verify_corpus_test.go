@@ -146,6 +146,11 @@ func TestRefusals(t *testing.T) {
 		if why.Means == "" && !unexplained.MatchString(why.Detail) {
 			t.Errorf("%s: not explained: %s", r.Map, why.Brief())
 		}
+		// Before the first instruction 6.1 does not tell which it refuses.
+		log := strings.Join(why.Log, "\n")
+		if strings.Contains(log, "processed 0 insns") && !strings.Contains(log, "insn ") {
+			continue
+		}
 		if why.Source == "" && !regexp.MustCompile(`[Tt]oo large|combined stack|jumps is too complex|Only fentry`).MatchString(why.Detail) {
 			t.Errorf("%s: no line of C: %s", r.Map, why.Brief())
 		}

@@ -67,8 +67,9 @@ func guest(k *vm.Kernel, e trace.Experiment, objects map[string]object, realtime
 	return g, nil
 }
 
-// guestMemory is what a guest's kernel needs beside what it is for, in bytes.
-const guestMemory = 192 << 20
+// guestMemory is what a guest's kernel and ccload itself need beside what they are for,
+// in bytes.
+const guestMemory = 320 << 20
 
 // needs is the memory of a guest for an experiment, in bytes.
 func needs(e trace.Experiment, objects map[string]object) int64 {

@@ -264,8 +264,9 @@ func TestApplyPlaces(t *testing.T) {
 	}
 	group := cgroup(t)
 	t.Cleanup(func() {
-		if _, err := registry.Restore(); err != nil {
-			t.Error(err)
+		_, err := registry.Recover() // the namespace is gone
+		if _, rerr := registry.Restore(); err != nil || rerr != nil {
+			t.Error(err, rerr)
 		}
 		if arms, err := registry.GroupArms(group); err != nil || arms != nil {
 			t.Errorf("the control group has %v, %v", arms, err)
