@@ -47,7 +47,7 @@ func (e *TakenError) Error() string { return "the name is taken: " + e.what() }
 type KindError struct{ Entry }
 
 func (e *KindError) Error() string {
-	return "it is not in BPF, but " + e.what()
+	return "not a BPF congestion control: " + e.what()
 }
 
 func (e *Entry) what() string {

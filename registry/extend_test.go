@@ -171,7 +171,7 @@ func TestExtendErrors(t *testing.T) {
 		how            structops.How
 		want           string
 	}{
-		{"reno", "backoff", "", "not in BPF"},
+		{"reno", "backoff", "", "not a BPF congestion control"},
 		{"ccr_extt", "backoff", "", `did you mean "ccr_ext"?`},
 		{"ccr_ext", "bakoff", "", `did you mean "backoff"?`},
 		{"ccr_ext", "../backoff", "", "none of that name"},

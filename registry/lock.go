@@ -27,7 +27,7 @@ const (
 	lockPoll  = 5 * time.Millisecond
 )
 
-// LockedError says that another process has held the lock for too long.
+// LockedError says that the lock was not to be had: who holds it now.
 type LockedError struct {
 	Path    string
 	PID     int    // 0: it cannot be seen from here
@@ -42,12 +42,12 @@ func (e *LockedError) Error() string {
 	if e.Command != "" {
 		who += fmt.Sprintf(" (%s)", e.Command)
 	}
-	return fmt.Sprintf("another one is at work: %s has held the lock on %s for %v", who, e.Path, lockWait)
+	return fmt.Sprintf("timed out after %v waiting for the lock on %s, held by %s", lockWait, e.Path, who)
 }
 
 // lock waits for the lock, and mounts bpffs if need be. Capabilities do not do: what is
-// pinned has to be root's. From then on until unlock a
-// signal does not end the process. It is not reentrant.
+// pinned has to be root's. From then on until unlock a signal does not end the process. It
+// is not reentrant.
 func lock() (unlock func(), err error) {
 	if uid := os.Geteuid(); uid != 0 {
 		if err := need("/", "CAP_SYS_ADMIN"); err != nil {

@@ -150,7 +150,7 @@ func TestLockHeld(t *testing.T) {
 	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(said, "sleep") && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		said = root.lockedBy().Error()
 	}
-	if want := fmt.Sprintf("process %d (flock %s sleep 60) has held the lock on %s", holder.Process.Pid, rootDir, rootDir); !strings.Contains(said, want) {
+	if want := fmt.Sprintf("waiting for the lock on %s, held by process %d (flock %s sleep 60)", rootDir, holder.Process.Pid, rootDir); !strings.Contains(said, want) {
 		t.Errorf("said %q, want %q", said, want)
 	}
 }

@@ -342,19 +342,19 @@ func (o outcome) reason() string {
 	case o.State == notHeld:
 		return "no process holds it, or none has accepted it yet"
 	case o.State == notReached:
-		return fmt.Sprintf("the process that holds it may not be looked into: %v", errno)
+		return fmt.Sprintf("no permission to access the process that holds it: %v", errno)
 	case o.State == notSeen:
 		return "no process that can be seen holds it"
 	case o.State == cannotTell:
 		return "it listens, and whether it has chosen the name for what it accepts cannot be told"
 	case o.State == hadNoECN:
-		return "the connection has not agreed on ECN, which it needs"
+		return "the connection did not negotiate ECN, which the algorithm requires"
 	case o.State == fellBack:
-		return "it handed the socket on to another"
+		return "the algorithm fell back to another one"
 	case errno == unix.EPERM:
 		return "the route locks the congestion control"
 	case errno == unix.ENOENT:
-		return "what they had is not registered any more"
+		return "the previous algorithm is no longer registered"
 	default:
 		return errno.Error()
 	}

@@ -51,7 +51,7 @@ func SetSocket(conn syscall.Conn, name string) error {
 	case err != nil:
 		return fail(err)
 	case got != name:
-		return fail(fmt.Errorf("it handed the socket on to %q", got))
+		return fail(fmt.Errorf("the algorithm fell back to %q", got))
 	}
 	return nil
 }

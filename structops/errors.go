@@ -51,7 +51,7 @@ func (e *PermissionError) Error() string {
 	if n := len(e.Others); n > 1 {
 		others = strings.Join(e.Others[:n-1], ", ") + " or " + e.Others[n-1]
 	}
-	return fmt.Sprintf("%v: no capability is missing; %s forbids it", e.Errno, others)
+	return fmt.Sprintf("%v: the process has all required capabilities; blocked by %s", e.Errno, others)
 }
 
 func (e *PermissionError) Unwrap() error        { return e.Errno }

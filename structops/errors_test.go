@@ -21,12 +21,12 @@ func TestPermission(t *testing.T) {
 		text           string
 	}{
 		{"0000000000000000", "", []string{"CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"}, "needs CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN"},
-		{"0000000000200000", "", nil, "no capability is missing"},
+		{"0000000000200000", "", nil, "the process has all required capabilities"},
 		{"0000008000000000", "", []string{"CAP_PERFMON", "CAP_NET_ADMIN"}, "needs CAP_PERFMON, CAP_NET_ADMIN"},
 		{"0000008000001000", "", []string{"CAP_PERFMON"}, "needs CAP_PERFMON"},
 		{"000001ffffffffff", "none integrity [confidentiality]\n", nil, "lockdown=confidentiality"},
-		{"000001ffffffffff", "[none] integrity confidentiality\n", nil, "no capability is missing"},
-		{"000001ffffffffff", "", nil, "no capability is missing"},
+		{"000001ffffffffff", "[none] integrity confidentiality\n", nil, "the process has all required capabilities"},
+		{"000001ffffffffff", "", nil, "the process has all required capabilities"},
 	} {
 		root := t.TempDir()
 		write := func(path, text string) {
@@ -55,7 +55,7 @@ func TestPermission(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	want := "operation not permitted: no capability is missing; a lockdown, a security module, the seccomp filter that is in force for this process or the user namespace that it is in forbids it"
+	want := "operation not permitted: the process has all required capabilities; blocked by a lockdown, a security module, the seccomp filter that is in force for this process or the user namespace that it is in"
 	if err := permission(root, unix.EPERM, loading...); err.Error() != want {
 		t.Errorf("%v\nwant %s", err, want)
 	}

@@ -581,7 +581,7 @@ func TestHolders(t *testing.T) {
 	if err := os.WriteFile(other, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := removeHeld(other, l.LinkID()); err != nil {
+	if removed, err := removeHeld(other, l.LinkID()); err != nil || removed {
 		t.Error(err)
 	}
 	if _, err := os.Stat(other); err != nil {

@@ -179,7 +179,7 @@ func TestMapPins(t *testing.T) {
 		t.Errorf("pinned: %v", kept)
 	}
 	s.coll.Maps["so_shared"].MaxEntries = 3
-	if _, err := s.Load("so_sharer"); !errors.Is(err, ErrIncompatible) || !strings.Contains(err.Error(), `map "so_shared": the one that is pinned is another: `) {
+	if _, err := s.Load("so_sharer"); !errors.Is(err, ErrIncompatible) || !strings.Contains(err.Error(), `map "so_shared": the pinned map has a different definition: `) {
 		t.Errorf("another size: %v", err)
 	}
 	s.MapPins = nil

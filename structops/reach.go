@@ -235,7 +235,7 @@ func (r *reached) reuse() error {
 		}
 		r.reused[name] = there
 		if err := m.Compatible(there); err != nil {
-			return fmt.Errorf("map %q: the one that is pinned is another: %w", name, err)
+			return fmt.Errorf("map %q: the pinned map has a different definition: %w", name, err)
 		}
 	}
 	return nil

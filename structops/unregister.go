@@ -118,10 +118,22 @@ func unpin(link uint32) error {
 		return err
 	}
 	defer unix.Close(fd)
-	for i, p := range held.Pins {
-		if err := removeHeld(p, link); err != nil {
-			for _, removed := range held.Pins[:i] {
-				err = errors.Join(err, pin(fd, removed), os.Chmod(removed, 0o600))
+	var removed []string
+	for _, path := range held.Pins {
+		// Others may be able to change what is on the way there: it is looked at, removed
+		// and put back in one and the same directory.
+		dir, err := os.Open(filepath.Dir(path))
+		if err == nil {
+			defer dir.Close()
+			at := fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
+			var was bool
+			if was, err = removeHeld(at, link); was {
+				removed = append(removed, at)
+			}
+		}
+		if err != nil {
+			for _, at := range removed {
+				err = errors.Join(err, pin(fd, at))
 			}
 			return err
 		}
@@ -129,19 +141,13 @@ func unpin(link uint32) error {
 	return nil
 }
 
-// removeHeld removes a file if it is a pin of the link. Others may be able to change what
-// is on the way there: it is looked at and removed in one and the same directory.
-func removeHeld(path string, link uint32) error {
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	at := fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
+// removeHeld removes a file if it is a pin of the link.
+func removeHeld(at string, link uint32) (removed bool, err error) {
 	if pinnedLink(at) != link {
-		return nil
+		return false, nil
 	}
-	return removePin(at)
+	err = removePin(at)
+	return err == nil, err
 }
 
 // processes finds who has a link open; proc is where procfs is mounted. What
