@@ -147,7 +147,7 @@ func TestRefusals(t *testing.T) {
 			t.Errorf("%s: not explained: %s", r.Map, why.Brief())
 		}
 		// Before the first instruction 6.1 does not tell which it refuses.
-		if log := strings.Join(why.Log, "\n"); !regexp.MustCompile(`(?m)^\d+: |insn \d`).MatchString(log) {
+		if log := strings.Join(why.Log, "\n"); !regexp.MustCompile(`(?m)^\d+: |\binsn \d`).MatchString(log) {
 			continue
 		}
 		if why.Source == "" && !regexp.MustCompile(`[Tt]oo large|combined stack|jumps is too complex|Only fentry`).MatchString(why.Detail) {
