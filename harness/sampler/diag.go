@@ -75,9 +75,11 @@ func (d *Diag) sample(t Target, flow int32, from, to netip.AddrPort, now func() 
 		return err
 	}
 	// ESTABLISHED and both FIN-WAITs (include/net/tcp_states.h): before, there is no
-	// window to speak of; after, no tcp_info.
+	// window to speak of; after, no tcp_info. Nor has it what is left of a closed socket
+	// in FIN-WAIT-2, which the kernel keeps as it does one in TIME-WAIT; a window is
+	// never 0.
 	const sends = 1<<1 | 1<<4 | 1<<5
-	if i := &s.Info; sends&(1<<s.State) != 0 {
+	if i := &s.Info; sends&(1<<s.State) != 0 && i.Snd_cwnd > 0 {
 		t.Sink(trace.Sample{
 			Time: float64(now()-t.Start) / 1e9, Flow: flow, Source: trace.Diag,
 			Cwnd: i.Snd_cwnd, Ssthresh: i.Snd_ssthresh,

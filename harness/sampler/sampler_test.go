@@ -4,6 +4,7 @@ package sampler
 
 import (
 	"context"
+	"net"
 	"net/netip"
 	"sync"
 	"testing"
@@ -14,6 +15,7 @@ import (
 
 	"ccload/harness/flow"
 	"ccload/harness/trace"
+	"ccload/internal/inetdiag"
 	"ccload/internal/kerneltest"
 	"ccload/internal/netns"
 )
@@ -157,5 +159,62 @@ func TestOpenAckRefuses(t *testing.T) {
 	if a, err := OpenAck(loopback(t), 1, 2, 5000); err == nil {
 		a.Close()
 		t.Error("a ring buffer of 5000 bytes was taken")
+	}
+}
+
+// What the kernel keeps of a closed connection in FIN-WAIT-2 has no tcp_info, and is no
+// sample: its window and its counters would be 0.
+func TestFinWait(t *testing.T) {
+	kerneltest.Privileged(t)
+	ns := loopback(t)
+	from, to := netip.AddrPortFrom(addr, 10005), netip.AddrPortFrom(addr, 20005)
+	var client, server net.Conn
+	err := ns.Do(func() error {
+		l, err := net.Listen("tcp4", to.String())
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		if client, err = (&net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(from)}).Dial("tcp4", to.String()); err != nil {
+			return err
+		}
+		server, err = l.Accept()
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { // nothing of it stays
+		server.(*net.TCPConn).SetLinger(0)
+		server.Close()
+	}()
+	diag, err := OpenDiag(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer diag.Close()
+	var seen []trace.Sample
+	look := func() (state uint8) {
+		t.Helper()
+		if err := diag.sample(Target{Sink: func(s trace.Sample) { seen = append(seen, s) }}, 1, from, to, now); err != nil {
+			t.Fatal(err)
+		}
+		var s inetdiag.Socket
+		if err := diag.conn.Lookup(&s, from, to); err != nil {
+			t.Fatal(err)
+		}
+		return s.State
+	}
+	if state := look(); state != 1 || len(seen) != 1 || seen[0].Cwnd == 0 {
+		t.Fatalf("established, as state %d: %+v", state, seen)
+	}
+	client.Close()
+	const finWait2 = 5
+	for look() != finWait2 {
+		time.Sleep(time.Millisecond)
+	}
+	seen = nil
+	if look(); len(seen) != 0 {
+		t.Errorf("in FIN-WAIT-2: %+v", seen)
 	}
 }
