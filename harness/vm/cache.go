@@ -74,6 +74,20 @@ type sums struct {
 	of        map[string]string
 }
 
+// digest is a file's SHA-256, in hexadecimal digits.
+func digest(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
 // writeSums notes the digests of all files below a directory.
 func writeSums(dir string) error {
 	var out bytes.Buffer
@@ -81,16 +95,11 @@ func writeSums(dir string) error {
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
-		f, err := os.Open(path)
+		sum, err := digest(path)
 		if err != nil {
 			return err
 		}
-		defer f.Close()
-		h := sha256.New()
-		if _, err := io.Copy(h, f); err != nil {
-			return err
-		}
-		_, err = fmt.Fprintf(&out, "%x  %s\n", h.Sum(nil), strings.TrimPrefix(path, dir+"/"))
+		_, err = fmt.Fprintf(&out, "%s  %s\n", sum, strings.TrimPrefix(path, dir+"/"))
 		return err
 	})
 	if err != nil {

@@ -7,11 +7,8 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -335,16 +332,11 @@ func checkSum(ctx context.Context, pkg, file string) error {
 			want = strings.TrimSpace(v)
 		}
 	}
-	f, err := os.Open(file)
+	got, err := digest(file)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return err
-	}
-	if got := hex.EncodeToString(h.Sum(nil)); got != want {
+	if got != want {
 		return fmt.Errorf("package %s: its SHA-256 is %s, should be %q", pkg, got, want)
 	}
 	return nil
